@@ -1,0 +1,427 @@
+"""The schema of a recipe: frozen, unknown keys forbidden, no Paddle import.
+
+A recipe states every value that affects accuracy. A key that may be left out means either "this
+technique is not used", "the architecture as published", or an operational setting that changes
+speed and never the result. `distill.recipe_file` reads the YAML and reports errors by line.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from distill.models.specs import check_model_name
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Triple = tuple[float, float, float]
+TapName = Literal["stem", "stage1", "stage2", "stage3", "stage4", "embedding"]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+
+class ModelSection(Section):
+    """The network that is trained: the student where there is a teacher."""
+
+    name: Annotated[str, Field(description="A name that `distill zoo` lists, e.g. ResNet50_vd.")]
+    width: Annotated[float, Field(gt=0.0, le=4.0, description="Multiplier of every channel count.")] = 1.0
+    stem_stride: Annotated[
+        Literal[1, 2, 4],
+        Field(description="4 as published; 2 without max-pool; 1 also with a stride-1 convolution (28-64 px)."),
+    ] = 4
+    weights: Annotated[str | None, Field(description="Weights to start from (.safetensors or .pdparams).")] = None
+    data_format: Annotated[Literal["NCHW", "NHWC"], Field(description="Operational: memory layout.")] = "NCHW"
+
+    @model_validator(mode="after")
+    def _name_exists(self) -> "ModelSection":
+        check_model_name(self.name)
+        return self
+
+
+class NormalizationSection(Section):
+    """(x / 255 - mean) / std, a channel each in the order R, G, B."""
+
+    mean: Triple
+    std: Annotated[Triple, Field(description="All > 0.")]
+
+    @model_validator(mode="after")
+    def _std_is_positive(self) -> "NormalizationSection":
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be > 0 in every channel, received {list(self.std)}")
+        return self
+
+
+class TeacherModel(ModelSection):
+    """One frozen network whose answers the student learns."""
+
+    weights: Annotated[str, Field(description="Its trained weights (.safetensors or .pdparams).")]
+    normalization: Annotated[
+        NormalizationSection | None, Field(description="Where the teacher's differs from the student's.")
+    ] = None
+
+
+class TeacherSection(Section):
+    """One or more teachers; the probabilities of several are averaged."""
+
+    models: Annotated[tuple[TeacherModel, ...], Field(min_length=1)]
+    batch_norm: Annotated[
+        Literal["stored", "batch"],
+        Field(description="'stored': running statistics. 'batch': statistics of the batch, as SSLD did."),
+    ]
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+class Source(Section):
+    """What every kind of source can do."""
+
+    use_labels: Annotated[bool, Field(description="false: withhold the labels, the images count as unlabelled.")] = True
+    range: Annotated[
+        tuple[Annotated[int, Field(ge=0)], Count] | None,
+        Field(description="Take only the samples [first, end) in the source's own order."),
+    ] = None
+    repeat: Annotated[int, Field(ge=1, description="How often each sample occurs in an epoch.")] = 1
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> "Source":
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError(f"range must be [first, end) with first < end, received {list(self.range)}")
+        return self
+
+
+class ImageListSource(Source):
+    """A text file of lines `path label` or `path`, or a Parquet file with `path` and `label`."""
+
+    kind: Literal["image_list"]
+    path: str
+    root: Annotated[str, Field(description="The folder that the list's paths are relative to.")]
+
+
+class ClassFoldersSource(Source):
+    """A folder with one sub-folder a class; classes in sorted order."""
+
+    kind: Literal["class_folders"]
+    root: str
+
+
+class IdxSource(Source):
+    """IDX files (MNIST, Fashion-MNIST), plain or .gz; grey is repeated to three channels."""
+
+    kind: Literal["idx"]
+    images: str
+    labels: str | None = None
+
+
+AnySource = Annotated[ImageListSource | ClassFoldersSource | IdxSource, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    """The images of an epoch: all sources one after the other."""
+
+    sources: Annotated[tuple[AnySource, ...], Field(min_length=1)]
+    max_undecodable_fraction: Annotated[
+        Fraction, Field(description="Training stops when more of the samples seen than this cannot be decoded.")
+    ] = 0.001
+
+
+class RandomAreaCrop(Section):
+    """A box of random area and aspect ratio, resized to size_px (bilinear)."""
+
+    kind: Literal["random_area"]
+    scale: tuple[Positive, Positive]
+    ratio: tuple[Positive, Positive]
+    sampling: Annotated[
+        Literal["published", "usual"],
+        Field(
+            description="'published': area clamped so that the box fits, uniform ratio, no retry. "
+            "'usual': log-uniform ratio, ten tries, then a centre crop."
+        ),
+    ]
+
+    @model_validator(mode="after")
+    def _intervals_are_ordered(self) -> "RandomAreaCrop":
+        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
+            raise ValueError(f"scale must be [low, high] with 0 < low <= high <= 1, received {list(self.scale)}")
+        if self.ratio[0] > self.ratio[1]:
+            raise ValueError(f"ratio must be [low, high] with low <= high, received {list(self.ratio)}")
+        return self
+
+
+class PaddedCrop(Section):
+    """Zeros around the image, then a box of size_px at a random place: small images."""
+
+    kind: Literal["padded"]
+    padding_px: Count
+
+
+class CenterCrop(Section):
+    """The evaluation's preprocessing: resize the short side, crop the centre."""
+
+    kind: Literal["center"]
+    resize_short_px: Count
+
+
+AnyCrop = Annotated[RandomAreaCrop | PaddedCrop | CenterCrop, Field(discriminator="kind")]
+
+
+class ViewSection(Section):
+    """The random view of an image that student and teacher see."""
+
+    size_px: Annotated[int, Field(ge=28, description="Height and width of the view.")]
+    crop: AnyCrop
+    horizontal_flip: Annotated[Fraction, Field(description="Probability.")]
+
+
+class MixupSection(Section):
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412) inside groups of consecutive samples."""
+
+    alpha: Annotated[float, Field(gt=0.0, description="lambda ~ Beta(alpha, alpha).")]
+    group_size: Annotated[
+        int, Field(ge=2, description="Partners are drawn in groups of this size; it divides device_batch_size.")
+    ]
+
+
+class EvaluationSection(Section):
+    """The labelled images on which the student, and nothing else, is measured."""
+
+    sources: Annotated[tuple[AnySource, ...], Field(min_length=1)]
+    resize_short_px: Count
+    crop_px: Annotated[int, Field(ge=28)]
+    batch_size: Annotated[int, Field(ge=1, description="Operational.")] = 256
+    every_epochs: Annotated[int, Field(ge=1, description="The last epoch is always evaluated.")] = 1
+    max_undecodable_fraction: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "EvaluationSection":
+        if self.crop_px > self.resize_short_px:
+            raise ValueError(f"crop_px {self.crop_px} must not exceed resize_short_px {self.resize_short_px}")
+        return self
+
+
+# --- losses -----------------------------------------------------------------------------------
+
+
+class Term(Section):
+    """A part of the loss and its weight in the sum."""
+
+    weight: Annotated[float, Field(gt=0.0)]
+
+
+class TemperatureTerm(Term):
+    """A term between softened distributions."""
+
+    temperature: Annotated[float, Field(gt=0.0, description="Typical: 1-4.")]
+
+
+class CrossEntropyTerm(Term):
+    """Against the ground truth; unlabelled images contribute nothing."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class DKDTerm(TemperatureTerm):
+    """Decoupled knowledge distillation (Zhao et al. 2022, arXiv 2203.08679)."""
+
+    alpha: NonNegative
+    beta: NonNegative
+
+
+class DISTTerm(TemperatureTerm):
+    """DIST (Huang et al. 2022, arXiv 2205.10536)."""
+
+    beta: NonNegative
+    gamma: NonNegative
+
+
+class FeatureTerm(Term):
+    """Mean squared error between features, the student's projected to the teacher's width."""
+
+    student_layer: TapName
+    teacher_layer: TapName
+
+
+class LossSection(Section):
+    """The weighted sum that is minimised; each term is logged under its name."""
+
+    cross_entropy: CrossEntropyTerm | None = None
+    kl: Annotated[TemperatureTerm | None, Field(description="KL(teacher || student).")] = None
+    symmetric_kl: Annotated[
+        TemperatureTerm | None, Field(description="SSLD's loss, published there under the name JS.")
+    ] = None
+    jensen_shannon: TemperatureTerm | None = None
+    dkd: DKDTerm | None = None
+    dist: DISTTerm | None = None
+    feature_mse: FeatureTerm | None = None
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms in use, by name."""
+        return {name: term for name in type(self).model_fields if (term := getattr(self, name)) is not None}
+
+    @model_validator(mode="after")
+    def _has_a_term(self) -> "LossSection":
+        if not self.terms:
+            raise ValueError(f"loss needs at least one of: {', '.join(type(self).model_fields)}")
+        return self
+
+
+# --- optimisation -----------------------------------------------------------------------------
+
+
+class OptimizerSection(Section):
+    """Stochastic gradient descent with momentum; L2 is added to the gradient."""
+
+    kind: Literal["momentum"]
+    learning_rate: Annotated[float, Field(gt=0.0, description="The peak, for the stage's global_batch_size.")]
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)]
+    nesterov: bool
+    weight_decay: NonNegative
+    decay_bias_and_norm: Annotated[bool, Field(description="Whether biases and BN parameters decay too.")]
+    clip_norm: Annotated[float | None, Field(gt=0.0, description="Largest global norm of the gradient.")] = None
+
+
+class Schedule(Section):
+    """Every schedule warms up linearly, a step at a time."""
+
+    warmup_epochs: NonNegative
+
+
+class ConstantSchedule(Schedule):
+    """The peak, all the way."""
+
+    kind: Literal["constant"]
+
+
+class CosineSchedule(Schedule):
+    """From the peak down to end_learning_rate along half a cosine."""
+
+    kind: Literal["cosine"]
+    end_learning_rate: NonNegative
+
+
+class StepSchedule(Schedule):
+    """Multiplied by factor at each of the boundaries."""
+
+    kind: Literal["step"]
+    boundaries_epochs: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class PolynomialSchedule(Schedule):
+    """From the peak down to end_learning_rate as (1 - progress) ** power."""
+
+    kind: Literal["polynomial"]
+    power: Positive
+    end_learning_rate: NonNegative
+
+
+AnySchedule = Annotated[
+    ConstantSchedule | CosineSchedule | StepSchedule | PolynomialSchedule, Field(discriminator="kind")
+]
+
+
+class RuntimeSection(Section):
+    """Operational settings: they change speed and safety, never the result."""
+
+    loader_threads: Count = 2
+    loader_processes: Annotated[int, Field(ge=0, description="0: threads only.")] = 0
+    prefetch_batches: Count = 4
+    log_every_steps: Count = 20
+    checkpoint_every_minutes: Annotated[float, Field(gt=0.0)] = 15.0
+    checkpoint_every_steps: Annotated[int | None, Field(ge=1)] = None
+    keep_checkpoints: Annotated[int, Field(ge=2, description="A damaged last one falls back to the one before.")] = 2
+
+
+# --- the recipe -------------------------------------------------------------------------------
+
+
+class Stage(Section):
+    """One training run; it starts from the student that the stage before it left."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    epochs: Count
+    global_batch_size: Annotated[int, Field(ge=1, description="Samples an update, over all devices.")]
+    device_batch_size: Annotated[
+        int, Field(ge=1, description="Samples a forward pass, and so a BN batch; divides global_batch_size.")
+    ]
+    data: DataSection
+    view: ViewSection
+    mixup: MixupSection | None = None
+    normalization: NormalizationSection
+    evaluation: EvaluationSection
+    teacher: TeacherSection | None = None
+    loss: LossSection
+    optimizer: OptimizerSection
+    schedule: AnySchedule
+    freeze: Annotated[
+        tuple[str, ...], Field(description="Glob patterns of parameter names; frozen BN layers keep their statistics.")
+    ] = ()
+    stage_lr_multipliers: Annotated[
+        tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative] | None,
+        Field(description="Of stages 1-4 of the network and its FC; the stem follows stage 1."),
+    ] = None
+    ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0, description="Moving average of the weights.")] = None
+    amp: Annotated[Literal["O0", "O1", "O2"], Field(description="Mixed precision on GPUs.")] = "O0"
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Stage":
+        if self.global_batch_size % self.device_batch_size:
+            raise ValueError(
+                f"device_batch_size {self.device_batch_size} must divide global_batch_size {self.global_batch_size}"
+            )
+        if self.mixup and self.device_batch_size % self.mixup.group_size:
+            raise ValueError(
+                f"mixup.group_size {self.mixup.group_size} must divide device_batch_size {self.device_batch_size}"
+            )
+        needs_teacher = sorted(set(self.loss.terms) - {"cross_entropy"})
+        if needs_teacher and self.teacher is None:
+            raise ValueError(f"loss.{needs_teacher[0]} compares with a teacher: add the section `teacher`")
+        if self.teacher is not None and not needs_teacher:
+            raise ValueError("the section `teacher` is there but no loss term uses it: add e.g. loss.kl, or remove it")
+        if self.schedule.warmup_epochs > self.epochs:
+            raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs} exceeds epochs {self.epochs}")
+        return self
+
+
+class Result(Section):
+    """An accuracy in [0, 1] and where it comes from."""
+
+    top1: Fraction
+    top5: Fraction | None = None
+    source: Annotated[str, Field(min_length=1, description="'published', or command, date and hardware.")]
+
+
+class Recipe(Section):
+    """A whole experiment.
+
+    In the file, every key of a stage may also stand at the top: there it holds for all stages, and a
+    stage states only what differs (sections are merged key by key, `null` removes one). A file without
+    `stages` has one stage.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    description: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    num_classes: Annotated[int, Field(ge=2, le=65536)]
+    model: ModelSection
+    expected: Annotated[Result | None, Field(description="What the recipe should reach.")] = None
+    measured: Annotated[Result | None, Field(description="What it did reach here; absent: not yet run.")] = None
+    runtime: RuntimeSection = RuntimeSection()
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> "Recipe":
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two stages are named {name!r}: stage names must differ")
+        return self
