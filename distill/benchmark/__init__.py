@@ -1,0 +1,1 @@
+"""What is published about the series' networks, beside what we count ourselves."""

@@ -1,0 +1,57 @@
+"""The networks of the ResNet, ResNet_vd and ResNeXt101_wsl series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distill.models.plan import plan_network
+from distill.models.specs import SPECS, check_model_name
+
+if TYPE_CHECKING:
+    from distill.models.resnet import ResNet
+
+__all__ = ["create_model", "model_names"]
+
+
+def model_names() -> list[str]:
+    """The names that `create_model` knows, in the order of the published table."""
+    return list(SPECS)
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    *,
+    width: float = 1.0,
+    stem_stride: int = 4,
+    stage_lr_multipliers: Sequence[float] | None = None,
+    data_format: str = "NCHW",
+) -> ResNet:
+    """Builds a network with fresh weights, drawn from Paddle's global generator (`paddle.seed`).
+
+    With the defaults, keys and shapes of its `state_dict()` are those of the published weights. Any
+    number of networks, equal ones too, live together in one process, and what an optimizer calls a
+    network's parameters does not depend on what was built before it.
+
+    Args:
+        name: One of `model_names()`.
+        num_classes: Outputs, >= 1.
+        width: Multiplier of every channel count, > 0; see `plan_network` for the rounding.
+        stem_stride: 4 as published; 2: without max-pooling; 1: also a stride-1 first convolution, for
+            images of 28-64 px.
+        stage_lr_multipliers: Of the learning rate of the stem and stages 1-4; see `ResNet`.
+        data_format: "NCHW" or "NHWC", of images and maps; the weights are the same in both.
+
+    Raises:
+        ValueError: An unknown name or an argument outside its range.
+    """
+    plan = plan_network(check_model_name(name), num_classes, width=width, stem_stride=stem_stride)
+
+    import paddle  # here, so that names and specs stay available without it
+
+    from distill.models.resnet import ResNet
+
+    # Optimizer states are keyed by automatic parameter names; the guard starts their numbering anew.
+    with paddle.utils.unique_name.guard():
+        return ResNet(plan, stage_lr_multipliers=stage_lr_multipliers, data_format=data_format)
