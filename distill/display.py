@@ -1,0 +1,68 @@
+"""What a person sees of a long run: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_LINE_SECONDS = 15.0
+
+
+class Display:
+    """The progress of one long task.
+
+    On a terminal a bar with the time left; where output is not a terminal, a line at most every
+    `PLAIN_LINE_SECONDS`.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "step") -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._first = self._done = done
+        self._started = self._printed = time.monotonic()
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, done: int, facts: Mapping[str, str]) -> None:
+        """Shows that `done` of the total are behind us, with some facts such as {"loss": "0.31"}."""
+        self._done = done
+        text = "  ".join(f"{name} {value}" for name, value in facts.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, facts=text)
+        elif time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
+            self._printed = time.monotonic()
+            self.say(f"{self._title}: {self._unit} {done}/{self._total}  {text}  ETA {self._time_left()}")
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        self.console.print(line, markup=False)
+
+    def _time_left(self) -> str:
+        elapsed = time.monotonic() - self._started
+        seconds = elapsed / max(1, self._done - self._first) * (self._total - self._done)
+        hours, rest = divmod(round(seconds), 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,0 +1,119 @@
+"""What a run measures: running sums, the JSONL log, and the VisualDL curves drawn from it."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.errors import RunError
+from distill.files import write_atomically
+
+
+def topk_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
+    """How many rows have their label among the k largest logits.
+
+    Args:
+        logits: float [N, C]; a row that holds NaN never hits.
+        labels: int64 [N], each in [0, C).
+        k: At least 1; larger than C counts as C.
+    """
+    own = logits[np.arange(len(labels)), labels][:, None]
+    # The rank counts equal logits before the label's too, so that a constant network scores no free hits.
+    rank = (logits > own).sum(1) + ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
+    return int(((rank < k) & np.isfinite(logits).all(1)).sum())
+
+
+@dataclass
+class StepRecords:
+    """The losses of the last updates, still on the device, so that reading them does not stop every step."""
+
+    steps: list[int] = field(default_factory=list)
+    terms: list[Mapping[str, Any]] = field(default_factory=list)
+    indices: list[Sequence[np.ndarray]] = field(default_factory=list)
+
+    def append(self, step: int, terms: Mapping[str, Any], indices: Sequence[np.ndarray]) -> None:
+        """Keeps an update's terms (scalar tensors, "loss" among them) and the samples it saw."""
+        if not terms:  # every file of the update was undecodable
+            return
+        self.steps.append(step)
+        self.terms.append(terms)
+        self.indices.append(indices)
+
+    def drain(self) -> dict[str, float]:
+        """The mean of each term over the updates since the last call, which are then forgotten.
+
+        Raises:
+            RunError: A term was not finite; names the first such update, its terms and its samples.
+        """
+        values = [{name: float(value) for name, value in terms.items()} for terms in self.terms]
+        for step, terms, indices in zip(self.steps, values, self.indices, strict=True):
+            if not all(math.isfinite(value) for value in terms.values()):
+                samples = np.concatenate(indices) if indices else np.zeros(0, np.int64)
+                listed = ", ".join(map(str, samples[:16])) + (", ..." if len(samples) > 16 else "")
+                shown = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
+                raise RunError(
+                    f"the loss is not finite at step {step}: {shown}. Sample indices: {listed}. "
+                    "The last checkpoint is intact; try a lower learning rate, clip_norm, or look at these samples."
+                )
+        self.steps, self.terms, self.indices = [], [], []
+        names = values[0] if values else {}
+        return {name: sum(v[name] for v in values) / len(values) for name in names}
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object a line; and VisualDL scalars, which are a copy of it.
+
+    A run that is resumed forgets what was logged after the checkpoint it resumes from, so the file ends
+    up as if the run had never been interrupted.
+    """
+
+    def __init__(self, folder: Path, *, stage: int, after_step: int) -> None:
+        """Opens the log of a run to go on behind update `after_step` of stage number `stage`."""
+        self._path = folder / "metrics.jsonl"
+        kept = [entry for entry in read_metrics(self._path) if (entry["stage"], entry["step"]) <= (stage, after_step)]
+        write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+        shutil.rmtree(folder / "visualdl", ignore_errors=True)
+        self._file = self._path.open("a", buffering=1)
+        from visualdl import LogWriter
+
+        self._curves = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
+        for entry in kept:
+            self._draw(entry)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Appends an entry with the keys kind ("train" or "evaluation"), stage, stage_name, step and more."""
+        self._file.write(json.dumps(entry) + "\n")
+        self._draw(entry)
+
+    def add_picture(self, tag: str, image: np.ndarray) -> None:
+        """Shows a picture (uint8 [H, W, 3], RGB) in VisualDL."""
+        self._curves.add_image(tag=tag, img=image, step=0)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._curves.close()
+
+    def _draw(self, entry: Mapping[str, Any]) -> None:
+        for name, value in entry.items():
+            if isinstance(value, float) and math.isfinite(value):
+                tag = f"{entry['stage_name']}/{entry['kind']}/{name}"
+                self._curves.add_scalar(tag=tag, value=value, step=entry["step"])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The entries of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
