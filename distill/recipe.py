@@ -3,19 +3,37 @@
 A recipe states every value that affects accuracy. A key that may be left out means either "this
 technique is not used", "the architecture as published", or an operational setting that changes
 speed and never the result. `distill.recipe_file` reads the YAML and reports errors by line.
+
+A rule between keys is a validator of the later key (through `info.data`, which holds the earlier
+ones), so that it is reported on that key's line and beside every other error. Its message continues
+the key's name: "must divide ...". A field's description ends every error about it.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from distill.models.specs import check_model_name
+from distill.models.specs import SPECS, check_model_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
+
+
+def _known_model(name: str) -> str:
+    check_model_name(name)
+    return name
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"must be [low, high] with low <= high, received {list(interval)}")
+    return interval
+
+
+Interval = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 TapName = Literal["stem", "stage1", "stage2", "stage3", "stage4", "embedding"]
 
 
@@ -31,7 +49,11 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The network that is trained: the student where there is a teacher."""
 
-    name: Annotated[str, Field(description="A name that `distill zoo` lists, e.g. ResNet50_vd.")]
+    name: Annotated[
+        str,
+        AfterValidator(_known_model),
+        Field(description="A name that `distill zoo` lists.", json_schema_extra={"enum": list(SPECS)}),
+    ]
     width: Annotated[float, Field(gt=0.0, le=4.0, description="Multiplier of every channel count.")] = 1.0
     stem_stride: Annotated[
         Literal[1, 2, 4],
@@ -40,23 +62,12 @@ class ModelSection(Section):
     weights: Annotated[str | None, Field(description="Weights to start from (.safetensors or .pdparams).")] = None
     data_format: Annotated[Literal["NCHW", "NHWC"], Field(description="Operational: memory layout.")] = "NCHW"
 
-    @model_validator(mode="after")
-    def _name_exists(self) -> "ModelSection":
-        check_model_name(self.name)
-        return self
-
 
 class NormalizationSection(Section):
     """(x / 255 - mean) / std, a channel each in the order R, G, B."""
 
     mean: Triple
-    std: Annotated[Triple, Field(description="All > 0.")]
-
-    @model_validator(mode="after")
-    def _std_is_positive(self) -> "NormalizationSection":
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be > 0 in every channel, received {list(self.std)}")
-        return self
+    std: tuple[Positive, Positive, Positive]
 
 
 class TeacherModel(ModelSection):
@@ -87,15 +98,16 @@ class Source(Section):
     use_labels: Annotated[bool, Field(description="false: withhold the labels, the images count as unlabelled.")] = True
     range: Annotated[
         tuple[Annotated[int, Field(ge=0)], Count] | None,
-        Field(description="Take only the samples [first, end) in the source's own order."),
+        Field(description="[first, end): take only these samples, in the source's own order."),
     ] = None
     repeat: Annotated[int, Field(ge=1, description="How often each sample occurs in an epoch.")] = 1
 
-    @model_validator(mode="after")
-    def _range_is_not_empty(self) -> "Source":
-        if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError(f"range must be [first, end) with first < end, received {list(self.range)}")
-        return self
+    @field_validator("range")
+    @classmethod
+    def _range_is_not_empty(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"must be [first, end) with first < end, received {list(value)}")
+        return value
 
 
 class ImageListSource(Source):
@@ -137,8 +149,8 @@ class RandomAreaCrop(Section):
     """A box of random area and aspect ratio, resized to size_px (bilinear)."""
 
     kind: Literal["random_area"]
-    scale: tuple[Positive, Positive]
-    ratio: tuple[Positive, Positive]
+    scale: Annotated[Interval, Field(description="Of the image's area, at most 1. Usual: [0.08, 1].")]
+    ratio: Annotated[Interval, Field(description="Width / height. Usual: [0.75, 1.3333].")]
     sampling: Annotated[
         Literal["published", "usual"],
         Field(
@@ -147,13 +159,12 @@ class RandomAreaCrop(Section):
         ),
     ]
 
-    @model_validator(mode="after")
-    def _intervals_are_ordered(self) -> "RandomAreaCrop":
-        if self.scale[0] > self.scale[1] or self.scale[1] > 1:
-            raise ValueError(f"scale must be [low, high] with 0 < low <= high <= 1, received {list(self.scale)}")
-        if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"ratio must be [low, high] with low <= high, received {list(self.ratio)}")
-        return self
+    @field_validator("scale")
+    @classmethod
+    def _scale_fits_the_image(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError(f"must not exceed 1, received {list(value)}")
+        return value
 
 
 class PaddedCrop(Section):
@@ -200,11 +211,12 @@ class EvaluationSection(Section):
     every_epochs: Annotated[int, Field(ge=1, description="The last epoch is always evaluated.")] = 1
     max_undecodable_fraction: Fraction = 0.0
 
-    @model_validator(mode="after")
-    def _crop_fits(self) -> "EvaluationSection":
-        if self.crop_px > self.resize_short_px:
-            raise ValueError(f"crop_px {self.crop_px} must not exceed resize_short_px {self.resize_short_px}")
-        return self
+    @field_validator("crop_px")
+    @classmethod
+    def _crop_fits(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("resize_short_px", value):
+            raise ValueError(f"must not exceed resize_short_px {info.data['resize_short_px']}, received {value}")
+        return value
 
 
 # --- losses -----------------------------------------------------------------------------------
@@ -270,7 +282,7 @@ class LossSection(Section):
     @model_validator(mode="after")
     def _has_a_term(self) -> "LossSection":
         if not self.terms:
-            raise ValueError(f"loss needs at least one of: {', '.join(type(self).model_fields)}")
+            raise ValueError(f"must have at least one of: {', '.join(type(self).model_fields)}")
         return self
 
 
@@ -372,24 +384,44 @@ class Stage(Section):
     ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0, description="Moving average of the weights.")] = None
     amp: Annotated[Literal["O0", "O1", "O2"], Field(description="Mixed precision on GPUs.")] = "O0"
 
-    @model_validator(mode="after")
-    def _parts_fit_together(self) -> "Stage":
-        if self.global_batch_size % self.device_batch_size:
+    @field_validator("device_batch_size")
+    @classmethod
+    def _device_batch_divides(cls, value: int, info: ValidationInfo) -> int:
+        if info.data.get("global_batch_size", value) % value:
+            raise ValueError(f"must divide global_batch_size {info.data['global_batch_size']}, received {value}")
+        return value
+
+    @field_validator("mixup")
+    @classmethod
+    def _groups_fill_the_batch(cls, value: MixupSection | None, info: ValidationInfo) -> MixupSection | None:
+        if value is not None and info.data.get("device_batch_size", 0) % value.group_size:
             raise ValueError(
-                f"device_batch_size {self.device_batch_size} must divide global_batch_size {self.global_batch_size}"
+                f"must have a group_size that divides device_batch_size {info.data['device_batch_size']}, "
+                f"received {value.group_size}"
             )
-        if self.mixup and self.device_batch_size % self.mixup.group_size:
+        return value
+
+    @field_validator("loss")
+    @classmethod
+    def _loss_suits_the_teacher(cls, value: LossSection, info: ValidationInfo) -> LossSection:
+        if "teacher" not in info.data:  # the section is there but wrong, and is reported itself
+            return value
+        terms = sorted(set(value.terms) - {"cross_entropy"})
+        if terms and info.data["teacher"] is None:
+            raise ValueError(f"compares with a teacher ({', '.join(terms)}): add the section `teacher`")
+        if info.data["teacher"] is not None and not terms:
+            raise ValueError("does not use the section `teacher`: add a term such as kl, or remove the section")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _warmup_fits(cls, value: Schedule, info: ValidationInfo) -> Schedule:
+        if value.warmup_epochs > info.data.get("epochs", value.warmup_epochs):
             raise ValueError(
-                f"mixup.group_size {self.mixup.group_size} must divide device_batch_size {self.device_batch_size}"
+                f"must not warm up for longer than the stage's {info.data['epochs']} epochs, "
+                f"received warmup_epochs {value.warmup_epochs:g}"
             )
-        needs_teacher = sorted(set(self.loss.terms) - {"cross_entropy"})
-        if needs_teacher and self.teacher is None:
-            raise ValueError(f"loss.{needs_teacher[0]} compares with a teacher: add the section `teacher`")
-        if self.teacher is not None and not needs_teacher:
-            raise ValueError("the section `teacher` is there but no loss term uses it: add e.g. loss.kl, or remove it")
-        if self.schedule.warmup_epochs > self.epochs:
-            raise ValueError(f"schedule.warmup_epochs {self.schedule.warmup_epochs} exceeds epochs {self.epochs}")
-        return self
+        return value
 
 
 class Result(Section):
@@ -404,8 +436,8 @@ class Recipe(Section):
     """A whole experiment.
 
     In the file, every key of a stage may also stand at the top: there it holds for all stages, and a
-    stage states only what differs (sections are merged key by key, `null` removes one). A file without
-    `stages` has one stage.
+    stage states only what differs: sections are merged key by key, a list or a section of another
+    `kind` replaces the shared one, `null` removes a key. A file without `stages` has one stage, "train".
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -418,10 +450,11 @@ class Recipe(Section):
     runtime: RuntimeSection = RuntimeSection()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _stage_names_differ(self) -> "Recipe":
-        names = [stage.name for stage in self.stages]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two stages are named {name!r}: stage names must differ")
-        return self
+    @field_validator("stages")
+    @classmethod
+    def _stage_names_differ(cls, value: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        names = [stage.name for stage in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"must have names that differ, received twice: {', '.join(twice)}")
+        return value
