@@ -19,6 +19,24 @@ from distill.models.specs import KeyNaming
 DATA_FORMATS = ("NCHW", "NHWC")
 
 
+class BatchNorm(nn.BatchNorm2D):
+    """`nn.BatchNorm2D` without the warning that Paddle raises in every training step."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalises each channel; in training mode by the batch, and moves the stored statistics."""
+        return functional.batch_norm(
+            features,
+            self._mean,
+            self._variance,
+            self.weight,
+            self.bias,
+            training=self.training,
+            momentum=self._momentum,
+            epsilon=self._epsilon,
+            data_format=self._data_format,
+        )
+
+
 class ConvNorm(nn.Layer):
     """Convolution without bias, batch normalisation (momentum 0.9, epsilon 1e-5), ReLU where planned.
 
@@ -45,7 +63,7 @@ class ConvNorm(nn.Layer):
             bias_attr=False,
             data_format=data_format,
         )
-        batch_norm = nn.BatchNorm2D(
+        batch_norm = BatchNorm(
             plan.out_channels,
             momentum=0.9,
             epsilon=1e-5,

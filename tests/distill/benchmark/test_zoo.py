@@ -1,0 +1,32 @@
+import io
+
+from rich.console import Console
+
+from distill.benchmark.tables import published_models
+from distill.benchmark.zoo import zoo_table
+
+
+def printed(width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    zoo_table(console)
+    return console.file.getvalue().splitlines()
+
+
+def test_every_published_model_has_its_row_within_80_columns() -> None:
+    header, *lines = printed()
+    rows = lines[: len(published_models())]
+    assert header.split() == ["model", "px", "top-1", "top-5", "GFLOPs", "our", "GMACs", "params", "M", "our", "M"]
+    assert [row.split()[0] for row in rows] == [row.model for row in published_models()]
+    assert "ResNet50_vd             224  79.1  94.4    8.67      4.33    25.58  25.58" in rows
+    assert all(len(line) <= 80 for line in (header, *lines))
+
+
+def test_figures_that_cannot_be_right_are_marked_and_explained() -> None:
+    lines = printed(width=200)
+    rows = {line.split()[0]: line.split() for line in lines[1:23]}
+    assert rows["ResNet34_vd"][4] == "!7.39"
+    assert rows["ResNet34"][4] == "7.36"
+    assert rows["ResNeXt101_32x16d_wsl"][6:] == ["!152.66", "194.03"]
+    assert "- ResNet34_vd: published 7.39 GFLOPs, convolutions and classifier alone take 7.83" in lines
+    marks = sum(cell.startswith("!") for row in rows.values() for cell in row)
+    assert marks == sum(line.startswith("- ") for line in lines) == 11
