@@ -1,0 +1,1 @@
+"""Losses: one method a file, each a pure function of tensors and numbers; `pipeline` puts them together."""
