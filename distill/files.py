@@ -1,0 +1,59 @@
+"""Writing that survives a crash: a file is either the old one or the whole new one."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from distill.errors import RunError
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Begins the name of everything that is not finished; a reader ignores it."""
+
+
+def write_atomically(path: Path | str, data: bytes | str) -> None:
+    """Writes `data` under a temporary name beside `path`, syncs it to the disk, and renames it.
+
+    Whatever interrupts it, `path` holds its old content or all of the new one. Text is written as UTF-8.
+
+    Raises:
+        RunError: the disk is full, or the folder missing or read-only; `path` is as it was before.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        write_synced(temporary, data.encode() if isinstance(data, str) else data)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # after the rename there is nothing to remove
+            temporary.unlink()
+
+
+def temporary_name(path: Path) -> Path:
+    """Returns a name in the same folder, hence the same file system, of this process alone."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a file and waits until its content is on the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the folder's entries are on the disk: a rename is durable only after that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """Returns the error that tells a user why `path` was not written."""
+    reason = error.strerror or str(error)
+    return RunError(f"Cannot write {path}: {reason}. Free some space or choose another folder; nothing was replaced.")
