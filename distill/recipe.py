@@ -379,7 +379,7 @@ class Stage(Section):
     ] = ()
     stage_lr_multipliers: Annotated[
         tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative] | None,
-        Field(description="Of stages 1-4 of the network and its FC; the stem follows stage 1."),
+        Field(description="Of the stem and stages 1-4, as the published finetuning; the FC learns at the full rate."),
     ] = None
     ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0, description="Moving average of the weights.")] = None
     amp: Annotated[Literal["O0", "O1", "O2"], Field(description="Mixed precision on GPUs.")] = "O0"
