@@ -59,7 +59,8 @@ def build_optimizer(
         section: The recipe's optimizer.
         multi_precision: Keep float32 master weights (AMP O2).
     """
-    decaying, exempt = [], []
+    decaying: list[paddle.Tensor] = []
+    exempt: list[paddle.Tensor] = []
     for _, parameter in parameters:
         is_weight = len(parameter.shape) > 1  # biases and BN's scale and shift are vectors
         (decaying if is_weight or section.decay_bias_and_norm else exempt).append(parameter)

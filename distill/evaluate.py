@@ -1,0 +1,122 @@
+"""Accuracy of a student on labelled images; the teacher never runs here."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import paddle
+
+from distill.data.loader import EvaluationLoader
+from distill.data.sources import open_sources
+from distill.data.types import Batch, Failure
+from distill.display import Display
+from distill.errors import RunError
+from distill.metrics import topk_hits
+from distill.models import create_model
+from distill.normalization import normalize, to_unit_range
+from distill.parallel import DeviceKind, setup_process
+from distill.recipe import EvaluationSection, NormalizationSection, Recipe, Stage
+from distill.weights import load_into
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy over every labelled image that could be decoded.
+
+    Attributes:
+        top1: Share in [0, 1] whose largest logit is the label's.
+        top5: Share in [0, 1] whose label is among the five largest (all, with fewer classes).
+        images: How many were measured.
+        undecodable: How many were not, because they could not be decoded.
+    """
+
+    top1: float
+    top5: float
+    images: int
+    undecodable: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """For JSON."""
+        return asdict(self)
+
+
+def open_evaluation(stage: Stage, recipe: Recipe) -> EvaluationLoader:
+    """The evaluation images of a stage.
+
+    Raises:
+        UserError: A source is empty or missing, or an image has no label.
+    """
+    source = open_sources(stage.evaluation.sources, recipe.num_classes)
+    return EvaluationLoader(source, stage.evaluation, recipe.runtime, data_format=recipe.model.data_format)
+
+
+def measure(
+    model: paddle.nn.Layer,
+    loader: Iterable[Batch],
+    *,
+    section: EvaluationSection,
+    normalization: NormalizationSection,
+    data_format: str,
+) -> Evaluation:
+    """Runs `model`, in evaluation mode, over every batch of `loader`.
+
+    Raises:
+        RunError: More images than `section.max_undecodable_fraction` cannot be decoded; names them.
+    """
+    model.eval()
+    top1 = top5 = images = 0
+    failures: list[Failure] = []
+    with paddle.no_grad():
+        for batch in loader:
+            failures.extend(batch.failures)
+            if len(batch.labels) == 0:
+                continue
+            inputs = normalize(to_unit_range(batch.images), normalization, data_format)
+            logits = model(inputs).astype("float32").numpy()
+            top1 += topk_hits(logits, batch.labels, 1)
+            top5 += topk_hits(logits, batch.labels, 5)
+            images += len(batch.labels)
+    if len(failures) > section.max_undecodable_fraction * (images + len(failures)) or images == 0:
+        named = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:5])
+        raise RunError(
+            f"evaluation: {len(failures)} of {images + len(failures)} images cannot be decoded ({named}). "
+            "Mend or remove them, or allow a share with evaluation.max_undecodable_fraction"
+        )
+    return Evaluation(top1=top1 / images, top5=top5 / images, images=images, undecodable=len(failures))
+
+
+def evaluate_weights(recipe: Recipe, weights: Path, *, device: DeviceKind = "auto") -> Evaluation:
+    """Measures weights as the recipe's last stage evaluates.
+
+    Args:
+        recipe: States the network, the images and the preprocessing.
+        weights: A .safetensors or .pdparams file of `recipe.model`.
+        device: "cpu", "gpu" or "auto".
+    """
+    setup_process(device)
+    stage = recipe.stages[-1]
+    model = create_model(
+        recipe.model.name,
+        recipe.num_classes,
+        width=recipe.model.width,
+        stem_stride=recipe.model.stem_stride,
+        data_format=recipe.model.data_format,
+    )
+    load_into(model, weights)
+    loader = open_evaluation(stage, recipe)
+    with Display("evaluate", len(loader), unit="batch") as display:
+        return measure(
+            model,
+            _shown(loader, display),
+            section=stage.evaluation,
+            normalization=stage.normalization,
+            data_format=recipe.model.data_format,
+        )
+
+
+def _shown(loader: EvaluationLoader, display: Display) -> Iterable[Batch]:
+    images = 0
+    for number, batch in enumerate(loader, 1):
+        yield batch
+        images += len(batch.labels)
+        display.advance(number, {"images": str(images)})

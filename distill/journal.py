@@ -1,0 +1,103 @@
+"""What a stage says while it trains: each event goes to the log on disk and to the person who watches."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.data.types import Batch, Failure
+from distill.display import Display
+from distill.evaluate import Evaluation
+from distill.metrics import MetricsLog
+from distill.recipe import Recipe
+from distill.report import first_views_picture, write_picture
+
+
+@dataclass
+class Throughput:
+    """Speed since the last line of the log.
+
+    Attributes:
+        images: Training images since then.
+        waiting: Seconds spent waiting for data.
+        started: time.monotonic() of then.
+    """
+
+    images: int = 0
+    waiting: float = 0.0
+    started: float = 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on, counts their images and adds up the time spent waiting for them."""
+        self.restart()
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waiting += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+            self.images += len(batch.labels)
+
+    def restart(self) -> tuple[float, float]:
+        """Starts anew; returns images a second and the share of the time spent waiting for data."""
+        now = time.monotonic()
+        elapsed = max(now - self.started, 1e-9)
+        speed, share = self.images / elapsed, self.waiting / elapsed
+        self.images, self.waiting, self.started = 0, 0.0, now
+        return speed, share
+
+
+class Journal:
+    """The log and the display of one stage."""
+
+    def __init__(self, folder: Path, recipe: Recipe, number: int, *, step: int, last_step: int) -> None:
+        """Opens both for stage `number`, to go on behind update `step` of `last_step`."""
+        self._folder, self._recipe = folder, recipe
+        self._stage = recipe.stages[number]
+        self._common = {"stage": number, "stage_name": self._stage.name}
+        self._log = MetricsLog(folder, stage=number, after_step=step)
+        self.display = Display(self._stage.name, last_step, done=step)
+        self.throughput = Throughput()
+
+    def close(self) -> None:
+        """Flushes the log."""
+        self._log.close()
+
+    def training(self, *, step: int, images: int, rate: float, terms: dict[str, float]) -> None:
+        """Notes the mean losses since the last such line."""
+        speed, waiting = self.throughput.restart()
+        facts: dict[str, Any] = {"images": images, "learning_rate": rate, **terms}
+        self._write("train", step=step, **facts, images_per_second=speed, data_wait_share=waiting)
+        shown = {name: f"{value:.4f}" for name, value in terms.items()}
+        shown |= {"lr": f"{rate:.2g}", "images/s": f"{speed:.0f}", "data wait": f"{waiting:.0%}"}
+        self.display.advance(step, shown)
+
+    def evaluation(self, step: int, evaluation: Evaluation, without_ema: Evaluation | None) -> None:
+        """Notes an accuracy, and that of the plain student beside its moving average's."""
+        facts: dict[str, Any] = evaluation.as_dict()
+        if without_ema is not None:
+            facts["top1_without_ema"] = without_ema.top1
+        self._write("evaluation", step=step, **facts)
+        self.display.say(
+            f"{self._stage.name}: step {step}  top-1 {evaluation.top1:.4f}  top-5 {evaluation.top5:.4f}"
+            + (f"  (without EMA {without_ema.top1:.4f})" if without_ema is not None else "")
+        )
+
+    def undecodable(self, step: int, failure: Failure) -> None:
+        """Names a file that was left out."""
+        self._write("undecodable", step=step, file=failure.name, reason=failure.reason)
+        self.display.say(f"cannot decode {failure.name}: {failure.reason} (left out)")
+
+    def first_views(self, images: np.ndarray) -> None:
+        """Keeps a picture of the first views of the stage."""
+        if len(images):
+            picture = first_views_picture(images, data_format=self._recipe.model.data_format)
+            write_picture(self._folder / f"first_views_{self._stage.name}.png", picture)
+            self._log.add_picture(f"{self._stage.name}/first views", picture)
+
+    def _write(self, kind: str, *, step: int, **facts: Any) -> None:
+        self._log.write({"kind": kind, **self._common, "step": step, **facts})

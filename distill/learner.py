@@ -1,0 +1,158 @@
+"""What a stage of training changes, and one forward and backward pass of it."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from distill.checkpoint import Checkpoint
+from distill.data.types import Batch
+from distill.errors import RunError
+from distill.evaluate import Evaluation, measure
+from distill.losses.pipeline import DistillationLoss, Targets
+from distill.models import create_model
+from distill.normalization import mix_images, normalize, to_unit_range
+from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
+from distill.parallel import Device
+from distill.recipe import ModelSection, Recipe, Stage
+from distill.student import Student
+from distill.teacher import Teacher
+from distill.weights import load_into
+
+
+class Learner:
+    """Everything that changes while training: student, projections of the loss, optimiser, average, scaler."""
+
+    def __init__(self, recipe: Recipe, number: int, device: Device, start_from: Path | None) -> None:
+        stage = recipe.stages[number]
+        self.stage, self.model_section = stage, recipe.model
+        paddle.seed((recipe.seed + number) % 2**63)  # of the weights' initialisation
+        model = build_model(recipe.model, recipe.num_classes, stage)
+        source = start_from or recipe.model.weights
+        if source is not None:
+            load_into(model, Path(source))
+        # Paddle's mixed precision has no CPU kernels.
+        self.amp = stage.amp if device.kind == "gpu" else "O0"
+        self.student = Student(model, freeze=stage.freeze, ema_decay=stage.ema_decay)
+        terms = {name: term.model_dump() for name, term in stage.loss.terms.items()}
+        self.teacher: Teacher | None = None
+        if stage.teacher is not None:
+            self.teacher = Teacher(
+                stage.teacher,
+                recipe.num_classes,
+                stage.normalization,
+                taps=[terms["feature_mse"]["teacher_layer"]] if "feature_mse" in terms else (),
+                data_format=recipe.model.data_format,
+            )
+        self.loss = DistillationLoss(
+            terms,
+            student_channels=model.tap_channels,
+            teacher_channels=self.teacher.tap_channels if self.teacher is not None else {},
+            data_format=recipe.model.data_format,
+        )
+        if self.amp == "O2":
+            paddle.amp.decorate(models=model, level="O2")
+        self.parameters = [
+            *self.student.parameters_to_train(),
+            *((f"loss.{name}", parameter) for name, parameter in self.loss.named_parameters()),
+        ]
+        self.optimizer = build_optimizer(self.parameters, stage.optimizer, multi_precision=self.amp == "O2")
+        self.scaler = paddle.amp.GradScaler(enable=self.amp != "O0")
+
+    def accumulate(self, batch: Batch) -> dict[str, paddle.Tensor]:
+        """Adds the gradient of a micro-batch, weighted by its share of the global batch.
+
+        Returns:
+            The weighted share of each term, and of their sum under "loss": scalar float32 tensors.
+        """
+        if len(batch.labels) == 0:
+            return {}
+        self.student.train_mode()
+        data_format = self.model_section.data_format
+        images = mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
+        with paddle.amp.auto_cast(enable=self.amp != "O0", level=self.amp if self.amp != "O0" else "O1"):
+            answers = self.teacher(images) if self.teacher is not None else None
+            inputs = normalize(images, self.stage.normalization, data_format)
+            outputs = self.student.outputs(inputs, self.loss.student_taps)
+        terms = self.loss(outputs, answers, Targets.of_batch(batch.labels, batch.partner, batch.lam))
+        share = len(batch.labels) / batch.global_count
+        total = self.loss.total(terms) * share
+        self.scaler.scale(total).backward()
+        return {name: term.detach() * share for name, term in terms.items()} | {"loss": total.detach()}
+
+    def update(self, rate: float) -> None:
+        """Makes one step of the optimiser and forgets the gradients."""
+        self.optimizer.set_lr(rate)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.clear_grad()
+        self.student.update_ema()
+
+    def evaluate(self, loader: Iterable[Batch], *, plain: bool = False) -> Evaluation:
+        """Measures the student: its moving average where there is one, unless the `plain` one is wanted."""
+        average = self.student.with_ema_weights() if self.stage.ema_decay is not None and not plain else nullcontext()
+        with average:
+            return measure(
+                self.student.model,
+                loader,
+                section=self.stage.evaluation,
+                normalization=self.stage.normalization,
+                data_format=self.model_section.data_format,
+            )
+
+    def result_weights(self) -> dict[str, np.ndarray]:
+        """The student's weights as they leave the stage: the moving average where there is one."""
+        weights = {name: value.numpy() for name, value in self.student.model.state_dict().items()}
+        return weights | {name: value.numpy() for name, value in self.student.ema_state().items()}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """All that a checkpoint holds of the learner; never the teacher."""
+        groups: dict[str, dict[str, Any]] = {
+            "student": self.student.model.state_dict(),
+            "ema": self.student.ema_state(),
+            "loss": self.loss.state_dict(),
+        }
+        arrays = {f"{group}.{name}": t.numpy() for group, state in groups.items() for name, t in state.items()}
+        return arrays | {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer, self.parameters).items()}
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Takes up the tensors of a checkpoint that `tensors` and `scaler_state` filled."""
+        groups: dict[str, dict[str, np.ndarray]] = {"student": {}, "ema": {}, "loss": {}, "optimizer": {}}
+        for key, array in saved.tensors.items():
+            group, name = key.split(".", 1)
+            groups[group][name] = array
+        set_state(self.student.model, groups["student"])
+        set_state(self.loss, groups["loss"])
+        self.student.restore_ema(groups["ema"])
+        restore_optimizer(self.optimizer, self.parameters, groups["optimizer"])
+        self.scaler.load_state_dict(saved.state["scaler"])
+
+
+def build_model(section: ModelSection, num_classes: int, stage: Stage) -> paddle.nn.Layer:
+    """The network that a stage trains."""
+    return create_model(
+        section.name,
+        num_classes,
+        width=section.width,
+        stem_stride=section.stem_stride,
+        stage_lr_multipliers=stage.stage_lr_multipliers,
+        data_format=section.data_format,
+    )
+
+
+def set_state(layer: paddle.nn.Layer, arrays: dict[str, np.ndarray]) -> None:
+    """Copies arrays into a layer that must want exactly these.
+
+    Raises:
+        RunError: A key is missing, left over or of another shape (Paddle alone would only warn).
+    """
+    state = layer.state_dict()
+    wrong = set(state) ^ set(arrays) | {
+        k for k in set(state) & set(arrays) if list(state[k].shape) != [*arrays[k].shape]
+    }
+    if wrong:
+        raise RunError(f"the checkpoint does not fit the network: {', '.join(sorted(wrong)[:10])}")
+    layer.set_state_dict({name: paddle.to_tensor(array) for name, array in arrays.items()})

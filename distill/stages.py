@@ -1,0 +1,132 @@
+"""A whole run: a recipe's stages in order, each resumable, in one folder that describes itself."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.display import Display
+from distill.errors import UserError
+from distill.evaluate import Evaluation
+from distill.files import write_atomically
+from distill.parallel import Device, DeviceKind, setup_process
+from distill.recipe import Recipe
+from distill.recipe_differences import differences, not_accepted
+from distill.recipe_file import load_recipe, resolved_yaml
+from distill.report import environment, write_json
+from distill.train import StageResult, stage_folder, train_stage
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run reached.
+
+    Attributes:
+        folder: The run's folder.
+        stages: Result of each stage, by name.
+    """
+
+    folder: Path
+    stages: dict[str, StageResult]
+
+    @property
+    def final(self) -> StageResult:
+        """The last stage's result, which is the run's."""
+        return list(self.stages.values())[-1]
+
+
+def run_recipe(
+    recipe: Recipe,
+    output: Path,
+    *,
+    resume: bool = False,
+    device: DeviceKind = "auto",
+    accept_changes: Sequence[str] = (),
+) -> RunResult:
+    """Trains all stages of a recipe, each from the student that the one before left.
+
+    Args:
+        recipe: What to do.
+        output: The run's folder: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `visualdl/`,
+            `stages/`, and at the end `student.safetensors` and `result.json`.
+        resume: Go on with what `output` holds. A finished stage is skipped.
+        device: "cpu", "gpu" or "auto".
+        accept_changes: Dotted keys whose change against the resumed run is meant.
+
+    Raises:
+        UserError: `output` holds a run and `resume` is false, or its recipe differs.
+        RunError: Training failed; see `train_stage`.
+    """
+    prepare_folder(recipe, output, resume=resume, accept_changes=accept_changes)
+    chosen = setup_process(device, seed=recipe.seed)
+    note_environment(output, chosen)
+    results: dict[str, StageResult] = {}
+    weights: Path | None = None
+    for number, stage in enumerate(recipe.stages):
+        folder = stage_folder(output, recipe, number)
+        result = finished_stage(folder)
+        if result is None:
+            result = train_stage(recipe, number, output, device=chosen, start_from=weights)
+            write_json(folder / "result.json", asdict(result))
+        else:
+            Display(stage.name, 0).say(f"stage {stage.name} is finished: top-1 {result.evaluation.top1:.4f}")
+        results[stage.name] = result
+        weights = folder / "student.safetensors"
+    if weights is not None:
+        write_atomically(output / "student.safetensors", weights.read_bytes())
+    write_json(output / "result.json", {name: asdict(result) for name, result in results.items()})
+    return RunResult(output, results)
+
+
+def prepare_folder(recipe: Recipe, output: Path, *, resume: bool, accept_changes: Sequence[str]) -> None:
+    """Makes the run's folder, or checks that the one there can be resumed.
+
+    Raises:
+        UserError: It holds a run and `resume` is false, or that run's recipe differs in a key that is
+            neither operational nor accepted; or nothing can be written there.
+    """
+    kept = output / "recipe.yaml"
+    if kept.exists():
+        if not resume:
+            raise UserError(f"{output} already holds a run: --resume goes on with it, --output names another folder")
+        unmeant = not_accepted(differences(load_recipe(kept), recipe), accept_changes)
+        if unmeant:
+            listed = "\n  ".join(unmeant)
+            raise UserError(
+                f"the recipe differs from the one that {output} was started with:\n  {listed}\n"
+                "Resume with the same recipe, or name each change that is meant with --accept-change KEY"
+            )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {output}: {error.strerror}. Choose another folder with --output") from error
+    write_atomically(kept, resolved_yaml(recipe))
+
+
+def note_environment(output: Path, device: Device) -> None:
+    """Appends this sitting to `environment.json`, and warns where bits may differ from the one before.
+
+    A sum over another number of threads is rounded differently.
+    """
+    path = output / "environment.json"
+    sittings: list[dict[str, Any]] = json.loads(path.read_text())["sittings"] if path.exists() else []
+    now = environment(device)
+    changed = [
+        key for key in ("device", "threads", "processor", "packages") if sittings and sittings[-1][key] != now[key]
+    ]
+    if changed:
+        Display("environment", 0).say(
+            f"{', '.join(changed)} changed since the last sitting (environment.json): the run goes on, but its weights "
+            "will not be bitwise those of an uninterrupted run"
+        )
+    write_json(path, {"sittings": [*sittings, now]})
+
+
+def finished_stage(folder: Path) -> StageResult | None:
+    """The result of a stage that is done, else None."""
+    path = folder / "result.json"
+    if not path.exists() or not (folder / "student.safetensors").exists():
+        return None
+    content = json.loads(path.read_text())
+    return StageResult(**content | {"evaluation": Evaluation(**content["evaluation"])})

@@ -1,0 +1,247 @@
+"""The training loop of one stage, to be read from top to bottom: build, resume, update, evaluate, save."""
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from distill import checkpoint
+from distill.data.loader import EvaluationLoader, TrainLoader
+from distill.data.sources import open_sources
+from distill.data.types import Batch
+from distill.errors import RunError
+from distill.evaluate import Evaluation, open_evaluation
+from distill.journal import Journal
+from distill.learner import Learner
+from distill.metrics import StepRecords
+from distill.optim import learning_rate
+from distill.parallel import Device
+from distill.recipe import Recipe, Stage
+from distill.signals import Interrupted, stop_signals
+from distill.weights import write_weights
+
+
+@dataclass
+class Position:
+    """How far a stage has come; with the tensors of `Learner` all that a resume needs.
+
+    Attributes:
+        step: Updates done.
+        images: Training images seen.
+        undecodable: Files of the current epoch that could not be decoded.
+        best_top1: Of the evaluations so far; -1 before the first.
+        evaluation: The last one's `Evaluation.as_dict()`.
+        seconds: Spent on the stage, over all sittings, up to the checkpoint.
+    """
+
+    step: int = 0
+    images: int = 0
+    undecodable: int = 0
+    best_top1: float = -1.0
+    evaluation: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage reached, with the weights that it leaves in `student.safetensors`."""
+
+    evaluation: Evaluation
+    best_top1: float
+    steps: int
+    seconds: float
+
+
+def stage_folder(run: Path, recipe: Recipe, number: int) -> Path:
+    """Where a stage keeps its checkpoints and weights."""
+    return run / "stages" / f"{number}-{recipe.stages[number].name}"
+
+
+def train_stage(
+    recipe: Recipe, number: int, run: Path, *, device: Device, start_from: Path | None = None
+) -> StageResult:
+    """Trains stage `number` of a recipe, from its last checkpoint where there is one.
+
+    Args:
+        recipe: The whole recipe.
+        number: Of the stage, from 0; it is part of the key of every random choice.
+        run: The run's folder; the stage's own is `stage_folder(run, recipe, number)`.
+        device: What `setup_process` returned.
+        start_from: Weights that the stage before left; None: those of the recipe, or a fresh network.
+
+    Raises:
+        Interrupted: SIGTERM or SIGINT arrived; the state is saved.
+        RunError: The loss is not finite, too many files cannot be decoded, or nothing can be saved.
+    """
+    stage = recipe.stages[number]
+    folder = stage_folder(run, recipe, number)
+    source = open_sources(stage.data.sources, recipe.num_classes)
+    loader = TrainLoader(
+        source,
+        stage,
+        recipe.runtime,
+        seed=recipe.seed,
+        stage_index=number,
+        data_format=recipe.model.data_format,
+    )
+    evaluation_loader = open_evaluation(stage, recipe)
+    learner = Learner(recipe, number, device, start_from)
+
+    position = Position()
+    if (saved := checkpoint.latest(folder / "checkpoints")) is not None:
+        learner.restore(saved)
+        position = Position(**saved.state["position"])
+    saver = Saver(recipe, folder / "checkpoints", learner, position)
+    last_step = stage.epochs * loader.steps_per_epoch
+    journal = Journal(run, recipe, number, step=position.step, last_step=last_step)
+
+    with stop_signals() as stop, journal.display as display:
+        for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device):
+            display.say(line)
+        records = StepRecords()
+        batches = journal.throughput.timed(loader.batches(position.step, last_step))
+        for step in range(position.step, last_step):
+            rate = learning_rate(
+                step,
+                steps_per_epoch=loader.steps_per_epoch,
+                epochs=stage.epochs,
+                peak=stage.optimizer.learning_rate,
+                schedule=stage.schedule,
+            )
+            records.append(step + 1, *update(learner, batches, rate, position, stage, len(source), journal))
+
+            epoch, into_epoch = divmod(position.step, loader.steps_per_epoch)
+            save_now = stop.signal is not None or into_epoch == 0 or saver.is_due()
+            if save_now or position.step % recipe.runtime.log_every_steps == 0:
+                means = records.drain()  # stops here when a loss was not finite: never save behind one
+                journal.training(step=position.step, images=position.images, rate=rate, terms=means)
+            if into_epoch == 0:
+                position.undecodable = 0
+                if epoch % stage.evaluation.every_epochs == 0 or epoch == stage.epochs:
+                    evaluate_epoch(learner, evaluation_loader, folder, position, journal)
+            if save_now:
+                saver.save()
+            if stop.signal is not None:
+                raise Interrupted(
+                    f"stopped by {signal.Signals(stop.signal).name} at step {position.step} of {last_step} of stage "
+                    f"{stage.name}; the state is saved, --resume goes on from here",
+                    stop.signal,
+                )
+    journal.close()
+    write_weights(folder / "student.safetensors", learner.result_weights())
+    return StageResult(Evaluation(**position.evaluation or {}), position.best_top1, position.step, position.seconds)
+
+
+def update(
+    learner: Learner,
+    batches: Iterator[Batch],
+    rate: float,
+    position: Position,
+    stage: Stage,
+    images: int,
+    journal: Journal,
+) -> tuple[dict[str, paddle.Tensor], list[np.ndarray]]:
+    """One step of the optimiser on one global batch, gathered from as many micro-batches as it takes.
+
+    Returns:
+        The mean of each loss term over the global batch (scalar tensors), and the samples' indices.
+    """
+    terms: dict[str, paddle.Tensor] = {}
+    indices: list[np.ndarray] = []
+    for batch in batches:
+        if batch.step == 0 and not indices:
+            journal.first_views(batch.images)
+        note_failures(batch, position, stage, images, journal)
+        for name, value in learner.accumulate(batch).items():
+            terms[name] = terms[name] + value if name in terms else value
+        indices.append(batch.indices)
+        position.images += len(batch.labels)
+        if batch.ends_step:
+            break
+    learner.update(rate)
+    position.step += 1
+    return terms, indices
+
+
+class Saver:
+    """Decides when a checkpoint is due between epochs, and writes it."""
+
+    def __init__(self, recipe: Recipe, folder: Path, learner: Learner, position: Position) -> None:
+        self._recipe, self._folder, self._learner, self._position = recipe, folder, learner, position
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether the recipe's steps or minutes since the last checkpoint have passed."""
+        runtime = self._recipe.runtime
+        by_steps = runtime.checkpoint_every_steps
+        by_time = time.monotonic() - self._last >= 60 * runtime.checkpoint_every_minutes
+        return by_time or (by_steps is not None and self._position.step % by_steps == 0)
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present position."""
+        now = time.monotonic()
+        self._position.seconds += now - self._last
+        self._last = now
+        teacher = self._learner.teacher
+        state = {
+            "position": asdict(self._position),
+            "scaler": self._learner.scaler.state_dict(),
+            "teacher": teacher.identity if teacher is not None else None,
+            "recipe": self._recipe.model_dump(mode="json"),
+        }
+        keep = self._recipe.runtime.keep_checkpoints
+        checkpoint.save(self._folder, self._position.step, self._learner.tensors(), state, keep)
+
+
+def announcement(
+    recipe: Recipe, number: int, images: int, steps_per_epoch: int, learner: Learner, position: Position, device: Device
+) -> list[str]:
+    """What starts here, in a few lines."""
+    stage = recipe.stages[number]
+    teacher = " + ".join(model.name for model in stage.teacher.models) if stage.teacher else "none"
+    lines = [
+        f"stage {number + 1}/{len(recipe.stages)} {stage.name}: {recipe.model.name}, teacher {teacher}, "
+        f"{images:,} images x {stage.epochs} epochs of {steps_per_epoch} steps, on {device.kind}"
+    ]
+    if stage.amp != learner.amp:
+        lines.append(f"amp {stage.amp} is ignored on a {device.kind}: this stage computes in float32")
+    if position.step:
+        lines.append(f"resumed behind step {position.step}")
+    return lines
+
+
+def note_failures(batch: Batch, position: Position, stage: Stage, images: int, journal: Journal) -> None:
+    """Names every file that could not be decoded, and stops when they are too many.
+
+    Raises:
+        RunError: More than `data.max_undecodable_fraction` of an epoch's samples.
+    """
+    for failure in batch.failures:
+        journal.undecodable(batch.step + 1, failure)
+    position.undecodable += len(batch.failures)
+    fraction = stage.data.max_undecodable_fraction
+    if position.undecodable > fraction * images:
+        raise RunError(
+            f"{position.undecodable} of the {images} images of this epoch cannot be decoded; "
+            f"stages.{stage.name}.data.max_undecodable_fraction {fraction:g} allows {fraction * images:g}. The last: "
+            f"{batch.failures[-1].name}: {batch.failures[-1].reason}. All are in metrics.jsonl. Mend or remove them"
+        )
+
+
+def evaluate_epoch(
+    learner: Learner, loader: EvaluationLoader, folder: Path, position: Position, journal: Journal
+) -> None:
+    """Measures the student (and its average), notes it, and keeps the weights if they are the best so far."""
+    averaged = learner.stage.ema_decay is not None
+    evaluation = learner.evaluate(loader)
+    journal.evaluation(position.step, evaluation, learner.evaluate(loader, plain=True) if averaged else None)
+    position.evaluation = evaluation.as_dict()
+    if evaluation.top1 > position.best_top1:
+        position.best_top1 = evaluation.top1
+        write_weights(folder / "best.safetensors", learner.result_weights())
+    journal.throughput.restart()
