@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from distill.errors import UserError, did_you_mean
 from distill.recipe import Recipe
 from distill.recipe_yaml import describe, join_key
 
@@ -41,22 +40,13 @@ def not_accepted(found: Sequence[str], accepted: Sequence[str]) -> list[str]:
     Args:
         found: What `differences` returned.
         accepted: Keys; a section's key accepts all that is in it, a key without a stage every stage's.
-
-    Raises:
-        UserError: An accepted key has not changed.
     """
     keys = [line.partition(": ")[0] for line in found]
-    for name in accepted:
-        if not any(_is_accepted(key, (name,)) for key in keys):
-            raise UserError(
-                f"--accept-change {name}: this has not changed.{did_you_mean(name, keys)} "
-                f"Changed: {', '.join(keys) or 'nothing'}"
-            )
-    return [line for line, key in zip(found, keys, strict=True) if not _is_accepted(key, accepted)]
-
-
-def _is_accepted(key: str, accepted: Sequence[str]) -> bool:
-    return _is_under(key, accepted) or _is_under(_without_stage(key), accepted)
+    return [
+        line
+        for line, key in zip(found, keys, strict=True)
+        if not _is_under(key, accepted) and not _is_under(_without_stage(key), accepted)
+    ]
 
 
 def _is_under(key: str, sections: Sequence[str]) -> bool:

@@ -1,0 +1,335 @@
+"""The command line: parse, call, print. Whatever takes time to import is imported inside its command."""
+
+# "\b" in a docstring keeps the lines of the examples apart; a raw docstring would not hold it.
+# ruff: noqa: D301
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import distill
+from distill.errors import DistillError, UserError
+
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+
+app = typer.Typer(
+    name="distill",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich takes longer than everything else of `distill --help`
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Train small image classifiers that learn from large ones, on PaddlePaddle.
+
+    A recipe (YAML) states a whole experiment; these commands list, check and run it. A run is a folder that
+    describes itself.
+
+    \b
+    Begin with:
+      distill recipes                      what there is
+      distill validate RECIPE              every error of a recipe, with its line
+      distill train RECIPE                 run it
+      distill evaluate runs/NAME           its accuracy
+      distill predict IMAGE --run runs/NAME
+    """,
+)
+recipes_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+
+class DeviceName(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or its name in `recipes`.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, as if the file said so; repeatable. KEY is dotted "
+        "(optimizer.learning_rate, stages.NAME.epochs), VALUE is YAML, null removes.",
+    ),
+]
+DeviceOption = Annotated[
+    DeviceName, typer.Option("--device", help="Where to compute; auto takes the GPU where Paddle sees one.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="Where the recipes are. Default: ./recipes, else the checkout's.")
+]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"distill {distill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """The options that belong to no command."""
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Files, or names in `recipes`.")],
+    overrides: SetOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Check recipes without running them.
+
+    States every error at once: the key, what was expected and received, the line.
+
+    \b
+    Examples:
+      distill validate recipes/fashion_mnist/distilled.yaml
+      distill validate distilled --set optimizer.learning_rate=0.2
+    """
+    errors = []
+    for name in recipes:
+        try:
+            path, recipe = _load(name, overrides)
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            stages = ", ".join(stage.name for stage in recipe.stages)
+            typer.echo(f"{path} is valid: {recipe.name}, {recipe.model.name}, stages: {stages}")
+    if errors:
+        raise UserError("\n".join(errors))
+
+
+@recipes_app.callback(invoke_without_command=True)
+def _recipes(context: typer.Context, folder: FolderOption = None) -> None:
+    """List the recipes, or show one.
+
+    The list has teacher, student, data, expected and measured top-1 of each.
+
+    \b
+    Examples:
+      distill recipes
+      distill recipes show distilled
+    """
+    if context.invoked_subcommand is None:
+        list_recipes(folder)
+
+
+@recipes_app.command("list")
+def list_recipes(folder: FolderOption = None, debug: DebugOption = False) -> None:
+    """Print the table of all recipes."""
+    from rich.console import Console
+
+    from distill.recipes_index import print_table, read_entries, recipe_files, recipes_folder
+
+    # Where nobody looks at the width (a pipe, a file), no line is broken.
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=1000)
+    print_table(read_entries(recipe_files(folder or recipes_folder())), console)
+
+
+@recipes_app.command("show")
+def show_recipe(recipe: RecipeArgument, folder: FolderOption = None, debug: DebugOption = False) -> None:
+    """Print a recipe's file; copy it to write your own.
+
+    \b
+    Example:
+      distill recipes show distilled > my_recipe.yaml
+    """
+    from distill.recipes_index import find_recipe
+
+    path = find_recipe(recipe, folder)
+    try:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+@app.command()
+def schema(
+    output: Annotated[Path | None, typer.Option(help="Write to this file. Default: standard output.")] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write the JSON schema of recipes.
+
+    Editors complete and check from it; a recipe names it in its first line.
+
+    \b
+    Example:
+      distill schema --output recipes/recipe.schema.json
+    """
+    from distill.recipe_schema import schema_text
+
+    if output is None:
+        typer.echo(schema_text(), nl=False)
+        return
+    try:
+        output.write_text(schema_text(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}. Choose another file with --output") from error
+    typer.echo(f"wrote {output}", err=True)
+
+
+@app.command()
+def zoo(debug: DebugOption = False) -> None:
+    """Print the networks of the series.
+
+    Published accuracy, FLOPs and parameters beside what we count ourselves.
+    """
+    from rich.console import Console
+
+    from distill.benchmark.zoo import zoo_table
+
+    zoo_table(Console())
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<the recipe's name>.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint, or start it."),
+    ] = False,
+    accept_changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept-change",
+            metavar="KEY",
+            help="With --resume: this key of the recipe has changed on purpose; repeatable. A section's key accepts "
+            "all that is in it.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+    debug: DebugOption = False,
+) -> None:
+    """Run a recipe, all its stages in order.
+
+    Ctrl-C or SIGTERM saves and leaves; --resume goes on as if nothing had happened.
+
+    \b
+    Examples:
+      distill train recipes/fashion_mnist/distilled.yaml
+      distill train distilled --output runs/seed2 --set seed=2
+      distill train distilled --resume --set epochs=90 --accept-change epochs
+    """
+    if accept_changes and not resume:
+        raise UserError("--accept-change says what may differ from the run that --resume goes on with: add --resume")
+    _, loaded = _load(recipe, overrides)
+    _require_paddle()
+    from distill.stages import run_recipe
+
+    folder = output or Path("runs") / loaded.name
+    result = run_recipe(loaded, folder, resume=resume, device=device.value, accept_changes=accept_changes or [])
+    for name, stage in result.stages.items():
+        typer.echo(f"{name}: top-1 {stage.evaluation.top1:.2%}, top-5 {stage.evaluation.top5:.2%}")
+    typer.echo(f"the run is in {folder}, the student in {folder / 'student.safetensors'}")
+
+
+@app.command()
+def evaluate(
+    recipe_or_run: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE_OR_RUN", help="A run's folder, or a recipe's file or name (with --weights)."),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .safetensors or .pdparams file. Default: the run's student, or the recipe's model.weights."
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure the accuracy of weights.
+
+    On the images and with the preprocessing of the recipe's last stage.
+
+    \b
+    Examples:
+      distill evaluate runs/distilled
+      distill evaluate distilled --weights runs/seed2/student.safetensors --json
+    """
+    run = Path(recipe_or_run)
+    if run.is_dir():
+        _, loaded = _load(str(run / "recipe.yaml"), overrides)
+        weights = weights or run / "student.safetensors"
+    else:
+        _, loaded = _load(recipe_or_run, overrides)
+        weights = weights or (Path(loaded.model.weights) if loaded.model.weights else None)
+    if weights is None:
+        raise UserError(f"{recipe_or_run} is a recipe without model.weights: say what to measure with --weights FILE")
+    if not weights.is_file():
+        raise UserError(f"there are no weights {weights}: the run has not finished, or --weights names a wrong file")
+    _require_paddle()
+    from distill.evaluate import evaluate_weights
+
+    result = evaluate_weights(loaded, weights, device=device.value)
+    if as_json:
+        typer.echo(json.dumps(result.as_dict()))
+        return
+    undecodable = f", {result.undecodable} could not be decoded" if result.undecodable else ""
+    typer.echo(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images} images{undecodable} ({weights})")
+
+
+def _load(name: str, overrides: list[str] | None) -> "tuple[Path, Recipe]":
+    from distill.recipe_file import load_recipe
+    from distill.recipes_index import find_recipe
+
+    path = find_recipe(name)
+    return path, load_recipe(path, overrides or ())
+
+
+def _require_paddle() -> None:
+    """One clear line where Paddle is missing, before a module that needs it is imported."""
+    from distill.parallel import import_paddle
+
+    import_paddle()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and ends the process.
+
+    Exit status: 0, 1 for a run that failed, 2 for a wrong input, 130 after Ctrl-C.
+
+    Args:
+        arguments: Default: the process's own.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="distill")
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
+    except DistillError as error:
+        if "--debug" in arguments:
+            raise
+        _fail(str(error), status=error.exit_status)
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _fail(f"unexpected error, rerun with --debug to see where: {reason}", status=1)
+
+
+def _fail(message: str, *, status: int) -> None:
+    colour = None if "NO_COLOR" in os.environ else typer.colors.RED
+    typer.secho(f"error: {message}", fg=colour, err=True)
+    sys.exit(status)
