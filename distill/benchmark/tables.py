@@ -63,8 +63,7 @@ def published_models() -> list[PublishedModel]:
     ResNeXt101_wsl series"; `network` and `crop_px` are ours (crops from the series' latency tables).
     """
     table = resources.files("distill.benchmark").joinpath("published/accuracy.csv")
-    with table.open(encoding="utf-8", newline="") as lines:
-        return [_published(row) for row in csv.DictReader(lines)]
+    return [_published(row) for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())]
 
 
 def count(row: PublishedModel) -> Counted:
