@@ -34,14 +34,13 @@ def load_into(model: "Layer", path: Path | str, *, allow_other_classes: bool = F
     Raises:
         UserError: the file cannot be read, or does not fit; the message lists what does not.
     """
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    arrays = fit(read_weights(path), own, source=str(path), allow_other_classes=allow_other_classes)
+    own = model.state_dict()
+    shapes = {key: tuple(value.shape) for key, value in own.items()}
+    arrays = fit(read_weights(path), shapes, source=str(path), allow_other_classes=allow_other_classes)
     kept = own.keys() - arrays.keys()
     if kept:
         LOG.warning("%s has another number of classes: %s start afresh.", path, " and ".join(sorted(kept)))
-    _, unexpected = model.set_state_dict({key: _as_tensor(value) for key, value in arrays.items()})
-    if unexpected:  # `fit` compared the names already
-        raise RuntimeError(f"the framework did not take {unexpected}")
+    model.set_state_dict(own | {key: _as_tensor(value) for key, value in arrays.items()})
 
 
 def fit(
