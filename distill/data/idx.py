@@ -1,0 +1,90 @@
+"""IDX files, the format of MNIST and Fashion-MNIST: grey images, one byte a pixel, in one file."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.types import UNLABELLED, Image, IntArray
+from distill.errors import UserError
+
+_UNSIGNED_BYTE = 0x08
+
+
+class IdxImages:
+    """The images of an IDX file, held in memory.
+
+    Args:
+        images: IDX file of unsigned bytes with three dimensions [N, H, W], plain or gzip.
+        labels: IDX file of unsigned bytes [N]; None: unlabelled.
+        num_classes: Labels must be below it; None withholds them.
+
+    Raises:
+        UserError: A file is missing, damaged, of another kind, or a label is outside the classes.
+    """
+
+    def __init__(self, images: Path, labels: Path | None, num_classes: int | None) -> None:
+        self._path = images
+        self._images = read_idx(images, dimensions=3)
+        self.labels: IntArray = np.full(len(self._images), UNLABELLED, dtype=np.int64)
+        if labels is not None and num_classes is not None:
+            self.labels = self._read_labels(labels, num_classes)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Image:
+        """uint8 [H, W, 3]: the grey value in every channel."""
+        return np.repeat(self._images[index][:, :, np.newaxis], 3, axis=2)
+
+    def name(self, index: int) -> str:
+        """file#index."""
+        return f"{self._path}#{index}"
+
+    def _read_labels(self, path: Path, num_classes: int) -> IntArray:
+        labels = read_idx(path, dimensions=1).astype(np.int64)
+        if len(labels) != len(self):
+            raise UserError(f"{path}: {len(labels)} labels, but {self._path} has {len(self)} images")
+        outside = np.flatnonzero(labels >= num_classes)
+        if len(outside):
+            raise UserError(
+                f"{path}: label {labels[outside[0]]} of image {outside[0]} is outside the classes "
+                f"0..{num_classes - 1}; is num_classes right?"
+            )
+        return labels
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Reads an IDX file of unsigned bytes.
+
+    Format: two zero bytes, the type 0x08, the number of dimensions, each dimension as a big-endian uint32, the data.
+
+    Args:
+        path: Plain or gzip.
+        dimensions: What is expected: 3 for images, 1 for labels.
+
+    Raises:
+        UserError: Missing, damaged, or another kind of file.
+    """
+    data = _read(path)
+    if data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
+        raise UserError(
+            f"{path}: not an IDX file of bytes with {dimensions} dimension(s): expected it to start with "
+            f"{bytes([0, 0, _UNSIGNED_BYTE, dimensions]).hex()}, received {data[:4].hex() or 'an empty file'}"
+        )
+    header = 4 + 4 * dimensions
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, header, 4)]
+    if len(data) - header != math.prod(shape) or 0 in shape:
+        raise UserError(f"{path}: its header announces {shape}, but {max(len(data) - header, 0)} bytes of data follow")
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,293 @@
+"""Batches for training and evaluation, prepared ahead by threads or processes, in order.
+
+Grain's elements are whole micro-batches: `element k` is a pure function of k, so that threads, processes and
+a resume at any step give the same batches.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.data.augment import evaluation_view, train_view
+from distill.data.mix import keep_samples, mixup_plan
+from distill.data.random import Stream, generator
+from distill.data.sampler import MicroBatchPlan, epoch_order
+from distill.data.types import UNLABELLED, Batch, Failure, Image, ImageSource, IntArray, UndecodableImage
+from distill.errors import RunError, UserError
+from distill.recipe import EvaluationSection, RuntimeSection, Stage
+
+DataFormat = Literal["NCHW", "NHWC"]
+
+
+class TrainLoader:
+    """The batches of a stage on one rank.
+
+    Args:
+        source: The stage's images.
+        stage: Batch sizes, view and mixup.
+        runtime: Threads, processes and how far they run ahead. They change speed, never the batches.
+        seed: The recipe's.
+        stage_index: The stage's place in the recipe.
+        data_format: Layout of the images.
+        rank: This process.
+        world_size: Number of processes that train together.
+
+    Raises:
+        UserError: More processes than a step has micro-batches.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        stage: Stage,
+        runtime: RuntimeSection,
+        *,
+        seed: int,
+        stage_index: int,
+        data_format: DataFormat = "NCHW",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        group_size = stage.mixup.group_size if stage.mixup else 1
+        self.plan = MicroBatchPlan(
+            len(source), stage.global_batch_size, stage.device_batch_size, rank, world_size, group_size
+        )
+        self._batches = _TrainBatches(source, stage, self.plan, seed, stage_index, data_format)
+        self._runtime = runtime
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates an epoch."""
+        return self.plan.steps_per_epoch
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """The micro-batches of the steps [first_step, last_step), counted from 0 through the whole stage.
+
+        Every rank gets the same number of batches a step; the last of each has `ends_step`.
+
+        Raises:
+            RunError: A file whose reading failed for a reason other than its content, named.
+            UserError: An image that the view cannot be made of, named.
+        """
+        if not 0 <= first_step <= last_step:
+            raise ValueError(f"need 0 <= first_step <= last_step, received {first_step}, {last_step}")
+        per_step = self.plan.micro_batches_per_step
+        numbers = range(first_step * per_step, last_step * per_step)
+        return _run_ahead(_Numbered(self._batches, numbers), self._runtime)
+
+
+class EvaluationLoader:
+    """The batches of an evaluation on one rank: every image once over all ranks, in the source's order.
+
+    Args:
+        source: Labelled images.
+        evaluation: Resize, crop and batch size.
+        runtime: Threads, processes and how far they run ahead.
+        data_format: Layout of the images.
+        rank: This process; it gets the batches rank, rank + world_size, ...
+        world_size: Number of processes that evaluate together.
+
+    Raises:
+        UserError: An image has no label.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        evaluation: EvaluationSection,
+        runtime: RuntimeSection,
+        *,
+        data_format: DataFormat = "NCHW",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        unlabelled = np.flatnonzero(source.labels == UNLABELLED)
+        if len(unlabelled):
+            raise UserError(
+                f"evaluation needs a label for every image: {len(unlabelled)} of {len(source)} have none, "
+                f"the first is {source.name(int(unlabelled[0]))}"
+            )
+        self._batches = _EvaluationBatches(source, evaluation, data_format)
+        self._numbers = range(rank, -(-len(source) // evaluation.batch_size), world_size)
+        self._runtime = runtime
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _run_ahead(_Numbered(self._batches, self._numbers), self._runtime)
+
+
+class _Batches(Protocol):
+    """What can make any of its batches at any time, on any thread."""
+
+    def batch(self, number: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class _TrainBatches:
+    source: ImageSource
+    stage: Stage
+    plan: MicroBatchPlan
+    seed: int
+    stage_index: int
+    data_format: DataFormat
+
+    def batch(self, number: int) -> Batch:
+        micro = self.plan.micro_batch(number)
+        order = epoch_order(self.seed, self.stage_index, micro.epoch, self.plan.n)
+
+        def view(image: Image, index: int) -> Image:
+            random = generator(self.seed, self.stage_index, micro.epoch, index, Stream.VIEW)
+            return train_view(image, self.stage.view, random)
+
+        batch, kept = _read_views(
+            self.source, order[micro.first : micro.end], view, self.stage.view.size_px, self.data_format
+        )
+        batch = replace(
+            batch,
+            epoch=micro.epoch,
+            step=micro.step,
+            ends_step=micro.ends_step,
+            global_count=micro.global_count,
+        )
+        mixup = self.stage.mixup
+        if mixup is None:
+            return batch
+        partner, lam = mixup_plan(
+            self.seed, self.stage_index, micro.epoch, micro.first, micro.end, mixup.group_size, mixup.alpha
+        )
+        partner, lam = keep_samples(partner, lam, kept)
+        return replace(batch, partner=partner, lam=lam)
+
+
+@dataclass(frozen=True)
+class _EvaluationBatches:
+    source: ImageSource
+    evaluation: EvaluationSection
+    data_format: DataFormat
+
+    def batch(self, number: int) -> Batch:
+        size = self.evaluation.batch_size
+        indices = np.arange(number * size, min((number + 1) * size, len(self.source)), dtype=np.int64)
+
+        def view(image: Image, index: int) -> Image:
+            return evaluation_view(image, self.evaluation.resize_short_px, self.evaluation.crop_px)
+
+        batch, _ = _read_views(self.source, indices, view, self.evaluation.crop_px, self.data_format)
+        return replace(batch, step=number)
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Some of the batches, as the random-access source that Grain asks for."""
+
+    batches: _Batches
+    numbers: range
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.batches.batch(self.numbers[place])
+
+
+def _read_views(
+    source: ImageSource,
+    indices: IntArray,
+    make_view: Callable[[Image, int], Image],
+    size_px: int,
+    data_format: DataFormat,
+) -> tuple[Batch, IntArray]:
+    """Reads images and makes their views; what cannot be decoded is left out and listed.
+
+    Returns:
+        (a batch of epoch 0, step 0, without mixup; the places int64 [N] of its samples in `indices`).
+    """
+    count = len(indices)
+    shape = (count, 3, size_px, size_px) if data_format == "NCHW" else (count, size_px, size_px, 3)
+    images = np.empty(shape, dtype=np.uint8)
+    kept: list[int] = []
+    failures: list[Failure] = []
+    for place, index in enumerate(indices.tolist()):
+        try:
+            view = make_view(source.read(index), index)
+        except UndecodableImage as error:
+            failures.append(Failure(error.name, error.reason))
+            continue
+        except UserError as error:
+            raise UserError(f"{source.name(index)}: {error}") from None
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise RunError(f"{source.name(index)}: this image could not be prepared: {problem}") from error
+        _store(view, images[len(kept)], data_format)
+        kept.append(place)
+    places = np.array(kept, dtype=np.int64)
+    taken = indices[places]
+    batch = Batch(
+        images=images[: len(kept)],
+        labels=source.labels[taken],
+        indices=taken,
+        partner=None,
+        lam=None,
+        epoch=0,
+        step=0,
+        ends_step=True,
+        global_count=count,
+        failures=tuple(failures),
+    )
+    return batch, places
+
+
+def _store(view: Image, target: NDArray[np.uint8], data_format: DataFormat) -> None:
+    if data_format == "NCHW":
+        cv2.split(view, list(target))  # a third of the time of NumPy's transposed copy
+    else:
+        target[:] = view
+
+
+def _run_ahead(elements: Sequence[Batch] | _Numbered, runtime: RuntimeSection) -> Iterator[Batch]:
+    """Yields the elements in order, made ahead by runtime.loader_threads in each of runtime.loader_processes."""
+    if not len(elements):
+        return
+    grain = _import_grain()
+    _prepare_process()
+    ahead = max(runtime.prefetch_batches, runtime.loader_threads)  # fewer would leave threads idle
+    batches = grain.MapDataset.source(elements).to_iter_dataset(
+        grain.ReadOptions(num_threads=runtime.loader_threads, prefetch_buffer_size=ahead)
+    )
+    if runtime.loader_processes:
+        options = grain.MultiprocessingOptions(
+            num_workers=runtime.loader_processes, per_worker_buffer_size=runtime.prefetch_batches
+        )
+        batches = batches.mp_prefetch(options, worker_init_fn=_prepare_process)
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _prepare_process(*_: int) -> None:
+    """OpenCV: no threads of its own beside ours, and no log lines beside our own report of what failed."""
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _import_grain() -> ModuleType:
+    """Grain, without its warning that JAX's profiler, which nothing here needs, is not installed."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        import grain
+    finally:
+        logging.set_verbosity(verbosity)
+    return grain  # type: ignore[no-any-return]

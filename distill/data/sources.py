@@ -1,0 +1,96 @@
+"""The sources of a recipe, opened and put one after the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.class_folders import open_class_folders
+from distill.data.idx import IdxImages
+from distill.data.image_list import open_image_list
+from distill.data.types import Image, ImageSource, IntArray
+from distill.errors import UserError
+from distill.recipe import AnySource, ClassFoldersSource, IdxSource, ImageListSource
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples [first, end) of a source, `repeat` times."""
+
+    source: ImageSource
+    first: int
+    end: int
+    repeat: int
+
+    def __len__(self) -> int:
+        return (self.end - self.first) * self.repeat
+
+
+class Images:
+    """Sources one after the other; each occurrence of a repeated sample has an index, and so a view, of its own."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = tuple(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        labels = [_repeated(part.source.labels[part.first : part.end], part.repeat) for part in parts]
+        self.labels: IntArray = labels[0] if len(labels) == 1 else np.concatenate(labels)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> Image:
+        """See `ImageSource.read`."""
+        source, own_index = self._locate(index)
+        return source.read(own_index)
+
+    def name(self, index: int) -> str:
+        """See `ImageSource.name`."""
+        source, own_index = self._locate(index)
+        return source.name(own_index)
+
+    def _locate(self, index: int) -> tuple[ImageSource, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        at = int(np.searchsorted(self._ends, index, side="right"))
+        part = self._parts[at]
+        offset = index - int(self._ends[at]) + len(part)
+        return part.source, part.first + offset % (part.end - part.first)
+
+
+def open_sources(sources: Sequence[AnySource], num_classes: int) -> Images:
+    """Opens the sources of a recipe; the images themselves are not touched.
+
+    Args:
+        sources: At least one.
+        num_classes: Labels must lie in 0..num_classes-1, unless a source withholds them.
+
+    Raises:
+        UserError: A file or folder is missing, empty or not understood, a label is outside the classes,
+            or a range exceeds its source.
+    """
+    return Images([_open_part(source, num_classes) for source in sources])
+
+
+def _open_part(section: AnySource, num_classes: int) -> Part:
+    source = _open(section, num_classes if section.use_labels else None)
+    first, end = section.range or (0, len(source))
+    if end > len(source):
+        where = section.images if isinstance(section, IdxSource) else section.root
+        where = section.path if isinstance(section, ImageListSource) else where
+        raise UserError(f"{where}: range [{first}, {end}) exceeds its {len(source)} images")
+    return Part(source, first, end, section.repeat)
+
+
+def _open(section: AnySource, num_classes: int | None) -> ImageSource:
+    match section:
+        case ImageListSource():
+            return open_image_list(Path(section.path), Path(section.root), num_classes)
+        case ClassFoldersSource():
+            return open_class_folders(Path(section.root), num_classes)
+        case IdxSource():
+            return IdxImages(Path(section.images), Path(section.labels) if section.labels else None, num_classes)
+
+
+def _repeated(labels: IntArray, times: int) -> IntArray:
+    return labels if times == 1 else np.tile(labels, times)

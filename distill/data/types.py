@@ -1,0 +1,82 @@
+"""The types that the data modules share."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # [H, W, 3], RGB
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+
+UNLABELLED = -1
+
+
+class UndecodableImage(Exception):
+    """A file that is missing, unreadable or no image: the sample is left out, and named."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class ImageSource(Protocol):
+    """Images by number. Implementations are read by several threads at once and travel to processes by pickle."""
+
+    @property
+    def labels(self) -> IntArray:
+        """int64 [N]; -1 is an unlabelled image."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Image:
+        """Decodes one image: uint8 [H, W, 3], RGB.
+
+        Raises:
+            UndecodableImage: The file is missing, not readable or no image.
+        """
+
+    def name(self, index: int) -> str:
+        """What a message calls the image: its path, or file#index."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be decoded."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class Batch:
+    """The views of one micro-batch of one rank. N may be 0: where a short last step has no work left for this rank.
+
+    Attributes:
+        images: uint8 [N, 3, S, S] or [N, S, S, 3], RGB, not mixed, not normalised.
+        labels: int64 [N]; -1 is unlabelled.
+        indices: int64 [N], the samples' indices in the sources (repeats counted).
+        partner: int64 [N] in 0..N-1: whom to mix with; None without mixup.
+        lam: float32 [N]: the weight of the sample itself, 1 - lam is the partner's.
+        epoch: Counted from 0.
+        step: Counted from 0 through the whole stage; in an evaluation the batch's number over all ranks.
+        ends_step: Whether the rank's share of the step is complete with this batch: time to update.
+        global_count: Samples of the step over all ranks, those that failed included.
+        failures: What was left out of this batch.
+    """
+
+    images: NDArray[np.uint8]
+    labels: IntArray
+    indices: IntArray
+    partner: IntArray | None
+    lam: FloatArray | None
+    epoch: int
+    step: int
+    ends_step: bool
+    global_count: int
+    failures: tuple[Failure, ...]
