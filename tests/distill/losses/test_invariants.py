@@ -23,7 +23,7 @@ LOSSES: dict[str, LogitLoss] = {
     "kl": lambda s, t: kl(s, t, temperature=2.0),
     "symmetric_kl": lambda s, t: symmetric_kl(s, t, temperature=2.0),
     "jensen_shannon": lambda s, t: jensen_shannon(s, t, temperature=2.0),
-    "dkd": lambda s, t: dkd(s, t, paddle.to_tensor(TARGET), temperature=2.0, alpha=1.0, beta=2.0),
+    "dkd": lambda s, t: dkd(s, t, paddle.to_tensor(TARGET[: len(s)]), temperature=2.0, alpha=1.0, beta=2.0),
     "dist": lambda s, t: dist(s, t, temperature=2.0, beta=1.0, gamma=1.0),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -91,8 +91,6 @@ def test_takes_float16_and_answers_in_float32(loss: LogitLoss) -> None:
 
 @every_loss
 def test_a_single_sample_gives_a_finite_gradient(loss: LogitLoss) -> None:
-    if loss is LOSSES["dkd"]:
-        pytest.skip("has its target for three samples; nothing in it depends on N")
     student = paddle.to_tensor([[1.0, 2.0, 0.0, -1.0]], stop_gradient=False)
     loss(student, paddle.to_tensor([[0.0, 2.0, 1.0, 3.0]])).backward()
     assert np.isfinite(student.grad.numpy()).all()

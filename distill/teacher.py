@@ -1,0 +1,152 @@
+"""Frozen teachers behind one call."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
+
+from distill.errors import UserError
+from distill.losses.log_probabilities import log_softmax
+from distill.models import create_model
+from distill.normalization import normalize
+from distill.recipe import NormalizationSection, TeacherModel, TeacherSection
+from distill.weights import load_into, sha256_of
+
+
+class Teacher:
+    """One or more frozen networks. Neither parameters nor buffers ever change.
+
+    Not an `nn.Layer`, so that no `train()`, `state_dict()` or optimiser of the student can reach it.
+
+    Args:
+        section: Networks, weights, normalisation, and how BN normalises ("stored" or "batch" statistics).
+        num_classes: C, the student's.
+        student_normalization: Used by the teachers that state none of their own.
+        taps: Names of the taps wanted besides the logits; of a single teacher only.
+        data_format: Layout of the images that are given and of the maps that are returned: the student's.
+            A teacher built with another one gets its images transposed.
+
+    Attributes:
+        identity: Name and SHA-256 of the weights' file of each network.
+        tap_channels: Channels by tap; empty for several teachers.
+
+    Raises:
+        UserError: Weights are missing or do not fit, or taps of several teachers are asked for.
+    """
+
+    def __init__(
+        self,
+        section: TeacherSection,
+        num_classes: int,
+        student_normalization: NormalizationSection,
+        taps: Sequence[str] = (),
+        *,
+        data_format: str = "NCHW",
+    ) -> None:
+        if taps and len(section.models) > 1:
+            raise UserError(
+                f"teacher.models: {len(section.models)} teachers, but loss.feature_mse compares with one teacher's "
+                f"{taps[0]!r}. Keep one teacher, or remove loss.feature_mse"
+            )
+        self._members = [
+            _Member(model, num_classes, student_normalization, section.batch_norm) for model in section.models
+        ]
+        self._taps = tuple(taps)
+        self._data_format = data_format
+        self.identity = [(model.name, sha256_of(Path(model.weights))) for model in section.models]
+        self.tap_channels: dict[str, int] = self._members[0].model.tap_channels if len(self._members) == 1 else {}
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """The teacher's answers, without gradient.
+
+        Under `paddle.amp.auto_cast` the networks compute in its precision; the answers are float32.
+
+        Args:
+            images: float32 [N, 3, H, W] or [N, H, W, 3] by `data_format`, in [0, 1], mixed already, not
+                normalised.
+
+        Returns:
+            "logits" float32 [N, C] and the taps asked for. Of several teachers the logits are
+            log(mean over the teachers of softmax(logits)): at temperature 1 their averaged probabilities.
+        """
+        with paddle.no_grad():
+            answers = [member.answer(images, self._taps, self._data_format) for member in self._members]
+            if len(answers) == 1:
+                return answers[0]
+            with paddle.amp.auto_cast(enable=False):
+                return {"logits": average_logits([answer["logits"] for answer in answers])}
+
+
+def average_logits(logits: Sequence[Tensor]) -> Tensor:
+    """log(1/K sum_k softmax(logits_k)) of K teachers, each float32 [N, C]; a softmax of it is the mean."""
+    log_probabilities = paddle.stack([log_softmax(each) for each in logits])
+    return paddle.logsumexp(log_probabilities, axis=0) - paddle.log(paddle.to_tensor(float(len(logits))))
+
+
+class _Member:
+    """One frozen network with its own normalisation."""
+
+    def __init__(
+        self, section: TeacherModel, num_classes: int, student_normalization: NormalizationSection, batch_norm: str
+    ) -> None:
+        self.model = create_model(
+            section.name,
+            num_classes,
+            width=section.width,
+            stem_stride=section.stem_stride,
+            data_format=section.data_format,
+        )
+        load_into(self.model, Path(section.weights))
+        freeze(self.model, batch_statistics=batch_norm == "batch")
+        self._normalization = section.normalization or student_normalization
+        self._data_format = section.data_format
+
+    def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
+        images = _relaid(normalize(images, self._normalization, data_format), data_format, self._data_format)
+        outputs = self.model.taps(images, [*taps, "logits"])
+        return {
+            name: _relaid(value.astype("float32"), self._data_format, data_format) for name, value in outputs.items()
+        }
+
+
+def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:
+    """Puts a model into evaluation mode for good: no gradients, and buffers that no call moves.
+
+    Args:
+        model: Changed in place; its parameters and buffers keep their values.
+        batch_statistics: BN normalises by mean and variance of the batch instead of the stored ones, as
+            the published SSLD runs had it (there by leaving the teacher in training mode, which also
+            moves what is stored).
+    """
+    model.eval()
+    for parameter in model.parameters():
+        parameter.stop_gradient = True
+    if batch_statistics:
+        for layer in model.sublayers(include_self=True):
+            if isinstance(layer, BatchNorm):
+                layer.forward = functools.partial(_normalize_by_batch, layer)
+
+
+def _normalize_by_batch(layer: nn.Layer, features: Tensor) -> Tensor:
+    # Paddle's kernel always writes new running statistics when it uses those of the batch: give it copies.
+    return F.batch_norm(
+        features,
+        layer._mean.clone(),
+        layer._variance.clone(),
+        layer.weight,
+        layer.bias,
+        training=True,
+        epsilon=layer._epsilon,
+        data_format=layer._data_format,
+    )
+
+
+def _relaid(value: Tensor, given: str, wanted: str) -> Tensor:
+    """Transposes a map between NCHW and NHWC; vectors and equal layouts pass."""
+    if value.ndim != 4 or given == wanted:
+        return value
+    return value.transpose([0, 3, 1, 2] if wanted == "NCHW" else [0, 2, 3, 1])

@@ -1,0 +1,43 @@
+import numpy as np
+import paddle
+import pytest
+
+from distill.normalization import mix_images, normalize, to_unit_range
+from distill.recipe import NormalizationSection
+
+IMAGENET = NormalizationSection(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).random((3, 3, 4, 5), dtype=np.float32)
+
+
+def test_bytes_become_the_unit_range() -> None:
+    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    result = to_unit_range(every_byte)
+    assert result.dtype == paddle.float32
+    np.testing.assert_array_equal(result.numpy().ravel(), np.arange(256, dtype=np.float32) / np.float32(255))
+
+
+def test_normalizes_channel_by_channel_in_both_layouts(images: np.ndarray) -> None:
+    expected = np.stack([(images[:, c] - IMAGENET.mean[c]) / IMAGENET.std[c] for c in range(3)], axis=1)
+    nchw = normalize(paddle.to_tensor(images), IMAGENET).numpy()
+    np.testing.assert_allclose(nchw, expected, rtol=1e-5, atol=1e-6)
+    nhwc = normalize(paddle.to_tensor(images.transpose(0, 2, 3, 1)), IMAGENET, "NHWC").numpy()
+    np.testing.assert_array_equal(nhwc.transpose(0, 3, 1, 2), nchw)
+
+
+def test_mixes_each_image_with_its_partner(images: np.ndarray) -> None:
+    partner, lam = np.array([2, 1, 0]), np.array([0.25, 0.5, 1.0], np.float32)
+    mixed = mix_images(paddle.to_tensor(images), partner, lam).numpy()
+    np.testing.assert_allclose(mixed[0], 0.25 * images[0] + 0.75 * images[2], rtol=1e-6)
+    np.testing.assert_allclose(mixed[1], images[1], rtol=1e-6)
+    np.testing.assert_array_equal(mixed[2], images[2])
+
+
+def test_mixing_is_all_or_nothing(images: np.ndarray) -> None:
+    tensor = paddle.to_tensor(images)
+    assert mix_images(tensor, None, None) is tensor
+    with pytest.raises(ValueError, match="both partner and lam"):
+        mix_images(tensor, np.array([0, 1, 2]), None)

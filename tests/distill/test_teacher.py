@@ -1,0 +1,193 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from scipy.special import softmax
+
+from distill.errors import UserError
+from distill.losses.pipeline import DistillationLoss, Targets
+from distill.models import create_model
+from distill.models.resnet import ResNet
+from distill.normalization import normalize
+from distill.recipe import NormalizationSection, TeacherSection
+from distill.student import Student
+from distill.teacher import Teacher, average_logits, freeze
+from distill.weights import write_weights
+
+PLAIN = NormalizationSection(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+GREY = NormalizationSection(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def tiny(data_format: str = "NCHW") -> ResNet:
+    return create_model("ResNet18_vd", 10, width=0.125, stem_stride=1, data_format=data_format)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Files of two tiny networks whose stored BN statistics are far from those of any batch."""
+    paths = []
+    for seed in (0, 1):
+        paddle.seed(seed)
+        rng = np.random.default_rng(seed)
+        state = {name: value.numpy() for name, value in tiny().state_dict().items()}
+        for name in state:
+            if name.endswith("_mean"):
+                state[name] = rng.normal(0.3, 0.1, state[name].shape).astype(np.float32)
+            if name.endswith("_variance"):
+                state[name] = rng.uniform(0.5, 2, state[name].shape).astype(np.float32)
+        path = tmp_path_factory.mktemp("teacher") / f"{seed}.safetensors"
+        write_weights(path, state)
+        paths.append(str(path))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def images() -> paddle.Tensor:
+    return paddle.to_tensor(np.random.default_rng(0).random((4, 3, 28, 28), dtype=np.float32))
+
+
+def section(*paths: str, batch_norm: str = "stored", **model: object) -> TeacherSection:
+    network = {"name": "ResNet18_vd", "width": 0.125, "stem_stride": 1, **model}
+    return TeacherSection.model_validate(
+        {"models": [{**network, "weights": path} for path in paths], "batch_norm": batch_norm}
+    )
+
+
+def snapshot(teacher: Teacher) -> list[dict[str, bytes]]:
+    return [{k: v.numpy().tobytes() for k, v in m.model.state_dict().items()} for m in teacher._members]
+
+
+def loaded(path: str, data_format: str = "NCHW") -> ResNet:
+    from distill.weights import load_into
+
+    model = tiny(data_format)
+    load_into(model, path)
+    return model
+
+
+@pytest.mark.parametrize("batch_norm", ["stored", "batch"])
+def test_parameters_and_buffers_never_change(weights: list[str], images: paddle.Tensor, batch_norm: str) -> None:
+    """Neither by its own calls, nor by a training step of a student that learns from it."""
+    teacher = Teacher(section(*weights[:1], batch_norm=batch_norm), 10, PLAIN, ("stage4",))
+    before = snapshot(teacher)
+    student = Student(tiny(), ema_decay=0.9)
+    loss = DistillationLoss(
+        {
+            "kl": {"weight": 1.0, "temperature": 2.0},
+            "feature_mse": {"weight": 1.0, "student_layer": "stage4", "teacher_layer": "stage4"},
+        },
+        student_channels=student.model.tap_channels,
+        teacher_channels=teacher.tap_channels,
+    )
+    parameters = [p for _, p in student.parameters_to_train()] + loss.parameters()
+    optimizer = paddle.optimizer.Momentum(0.1, parameters=parameters)
+    student_before = student.model.state_dict()["fc.weight"].numpy().copy()
+    for _ in range(2):
+        student.train_mode()
+        answers = teacher(images)
+        terms = loss(student.outputs(images, loss.student_taps), answers, Targets(paddle.full([4], -1, "int64")))
+        loss.total(terms).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        student.update_ema()
+    assert np.abs(student.model.state_dict()["fc.weight"].numpy() - student_before).max() > 0
+    assert snapshot(teacher) == before
+    assert all(p.grad is None and p.stop_gradient for m in teacher._members for p in m.model.parameters())
+    assert all(answer.stop_gradient for answer in answers.values())
+
+
+def test_buffers_survive_images_that_are_not_finite(weights: list[str]) -> None:
+    teacher = Teacher(section(*weights[:1], batch_norm="batch"), 10, PLAIN)
+    before = snapshot(teacher)
+    teacher(paddle.full([2, 3, 28, 28], float("nan")))
+    assert snapshot(teacher) == before
+
+
+def test_stored_statistics_make_an_answer_independent_of_the_batch(weights: list[str], images: paddle.Tensor) -> None:
+    teacher = Teacher(section(*weights[:1]), 10, PLAIN)
+    model = loaded(weights[0])
+    model.eval()
+    np.testing.assert_array_equal(teacher(images)["logits"].numpy(), model(images).numpy())
+    alone = teacher(images[:1])["logits"].numpy()
+    np.testing.assert_allclose(alone, teacher(images)["logits"].numpy()[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_statistics_are_those_of_a_network_in_training_mode(weights: list[str], images: paddle.Tensor) -> None:
+    teacher = Teacher(section(*weights[:1], batch_norm="batch"), 10, PLAIN)
+    model = loaded(weights[0])
+    model.train()
+    first, second = teacher(images)["logits"].numpy(), teacher(images)["logits"].numpy()
+    np.testing.assert_array_equal(first, model(images).numpy())
+    np.testing.assert_array_equal(first, second)
+    stored = Teacher(section(*weights[:1]), 10, PLAIN)(images)["logits"].numpy()
+    assert np.abs(first - stored).max() > 0.1
+
+
+def test_frozen_batch_norm_equals_numpy() -> None:
+    layer = nn.BatchNorm2D(3)
+    layer.weight.set_value(np.array([1.0, 2.0, 3.0], np.float32))
+    layer.bias.set_value(np.array([0.5, 0.0, -0.5], np.float32))
+    freeze(layer, batch_statistics=True)
+    x = np.random.default_rng(0).normal(5, 3, (4, 3, 2, 2)).astype(np.float32)
+    mean, variance = (f(x, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = (x - mean) / np.sqrt(variance + 1e-5) * np.array([1, 2, 3]).reshape(3, 1, 1) + np.array(
+        [0.5, 0, -0.5]
+    ).reshape(3, 1, 1)
+    np.testing.assert_allclose(layer(paddle.to_tensor(x)).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(layer._mean.numpy(), 0)
+
+
+def test_uses_its_own_normalization_else_the_students(weights: list[str], images: paddle.Tensor) -> None:
+    model = loaded(weights[0])
+    model.eval()
+    expected = model(normalize(images, GREY)).numpy()
+    of_student = Teacher(section(*weights[:1]), 10, GREY)
+    own = Teacher(section(*weights[:1], normalization=GREY.model_dump()), 10, PLAIN)
+    np.testing.assert_array_equal(of_student(images)["logits"].numpy(), expected)
+    np.testing.assert_array_equal(own(images)["logits"].numpy(), expected)
+
+
+def test_several_teachers_answer_with_their_mean_probability(weights: list[str], images: paddle.Tensor) -> None:
+    each = [softmax(Teacher(section(path), 10, PLAIN)(images)["logits"].numpy(), axis=1) for path in weights]
+    both = Teacher(section(*weights), 10, PLAIN)
+    before = snapshot(both)
+    answers = both(images)
+    assert list(answers) == ["logits"]
+    np.testing.assert_allclose(np.exp(answers["logits"].numpy()), np.mean(each, axis=0), rtol=1e-4)
+    assert snapshot(both) == before
+    assert before[0] != before[1]
+
+
+def test_averaging_stays_finite_where_teachers_disagree_completely() -> None:
+    certain = paddle.to_tensor([[1e4, 0.0, 0.0]]), paddle.to_tensor([[0.0, 1e4, 0.0]])
+    np.testing.assert_allclose(average_logits(certain).numpy(), [[np.log(0.5), np.log(0.5), -1e4]], rtol=1e-6)
+
+
+def test_taps_come_in_the_layout_of_the_images(weights: list[str], images: paddle.Tensor) -> None:
+    taps = ("stage3", "embedding")
+    nchw = Teacher(section(*weights[:1]), 10, GREY, taps)(images)
+    assert nchw["stage3"].shape == [4, 32, 7, 7]
+    last = Teacher(section(*weights[:1]), 10, GREY, taps, data_format="NHWC")(images.transpose([0, 2, 3, 1]))
+    own = Teacher(section(*weights[:1], data_format="NHWC"), 10, GREY, taps)(images)
+    for name, value in nchw.items():
+        np.testing.assert_allclose(own[name].numpy(), value.numpy(), rtol=1e-3, atol=1e-4)
+        moved = last[name].transpose([0, 3, 1, 2]) if name == "stage3" else last[name]
+        np.testing.assert_allclose(moved.numpy(), value.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_identity_is_name_and_checksum_of_the_file(weights: list[str]) -> None:
+    teacher = Teacher(section(*weights), 10, PLAIN)
+    expected = [("ResNet18_vd", hashlib.sha256(Path(path).read_bytes()).hexdigest()) for path in weights]
+    assert teacher.identity == expected
+
+
+def test_errors(weights: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"2 teachers, but loss\.feature_mse"):
+        Teacher(section(*weights), 10, PLAIN, ("stage4",))
+    with pytest.raises(UserError, match=r"missing\.safetensors"):
+        Teacher(section(str(tmp_path / "missing.safetensors")), 10, PLAIN)
+    with pytest.raises(UserError, match=r"fc\.weight"):
+        Teacher(section(weights[0]), 7, PLAIN)
