@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -63,8 +64,14 @@ class Journal:
         self.display = Display(self._stage.name, last_step, done=step)
         self.throughput = Throughput()
 
-    def close(self) -> None:
-        """Flushes the log."""
+    def __enter__(self) -> Self:
+        self.display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.__exit__(kind, error, trace)
         self._log.close()
 
     def training(self, *, step: int, images: int, rate: float, terms: dict[str, float]) -> None:

@@ -80,6 +80,7 @@ def train_stage(
     """
     stage = recipe.stages[number]
     folder = stage_folder(run, recipe, number)
+    folder.mkdir(parents=True, exist_ok=True)
     source = open_sources(stage.data.sources, recipe.num_classes)
     loader = TrainLoader(
         source,
@@ -100,9 +101,9 @@ def train_stage(
     last_step = stage.epochs * loader.steps_per_epoch
     journal = Journal(run, recipe, number, step=position.step, last_step=last_step)
 
-    with stop_signals() as stop, journal.display as display:
+    with stop_signals() as stop, journal:
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device):
-            display.say(line)
+            journal.display.say(line)
         records = StepRecords()
         batches = journal.throughput.timed(loader.batches(position.step, last_step))
         for step in range(position.step, last_step):
@@ -132,7 +133,6 @@ def train_stage(
                     f"{stage.name}; the state is saved, --resume goes on from here",
                     stop.signal,
                 )
-    journal.close()
     write_weights(folder / "student.safetensors", learner.result_weights())
     return StageResult(Evaluation(**position.evaluation or {}), position.best_top1, position.step, position.seconds)
 
