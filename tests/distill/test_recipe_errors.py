@@ -1,0 +1,242 @@
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.recipe import Recipe, Stage
+from distill.recipe_file import parse_recipe
+
+EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
+
+
+def errors(*replacements):
+    """The errors' lines, after replacements that each keep the number of lines."""
+    text = EXAMPLE
+    for old, new in replacements:
+        assert text.count(old) == 1, (old, text.count(old))
+        text = text.replace(old, new)
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    message = str(error.value).splitlines()
+    return message if len(message) == 1 else [line.strip() for line in message[1:]]
+
+
+def line_of(fragment):
+    return EXAMPLE[: EXAMPLE.index(fragment)].count("\n") + 1
+
+
+KL = "  kl: {weight: 1.0, temperature: 2.0}"
+MODELS = list(Recipe.model_json_schema()["$defs"]["ModelSection"]["properties"]["name"]["enum"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("temperature: 2.0", "temperature: 0.0", "loss.kl.temperature must be > 0, received 0.0 ({}). Typical: 1-4."),
+        ("width: 0.25", "width: 5", "model.width must be <= 4, received 5 ({}). Multiplier of every channel count."),
+        ("seed: 1\n", "seed: yes\n", "seed must be a whole number, received 'yes' ({})."),
+        ("seed: 1\n", "seed: true\n", "seed must be a whole number, received true ({})."),
+        ("nesterov: false", "nesterov: no", "optimizer.nesterov must be true or false, received 'no' ({})."),
+        (
+            "weight_decay: 1e-4",
+            "weight_decay: .nan",
+            "optimizer.weight_decay must be a finite number, received nan ({}).",
+        ),
+        (
+            "horizontal_flip: 0.5",
+            "horizontal_flip: '0.5'",
+            "view.horizontal_flip must be a number, received '0.5' ({}). Probability.",
+        ),
+        ("name: example", "name: 12", "name must be text, received 12 ({})."),
+        (
+            "batch_norm: stored",
+            "batch_norm: store",
+            "teacher.batch_norm must be 'stored' or 'batch', received 'store' ({}). Did you mean 'stored'?",
+        ),
+        ("stem_stride: 1", "stem_stride: 3", "model.stem_stride must be 1, 2 or 4, received 3 ({})."),
+        (
+            "kind: padded",
+            "kind: paded",
+            "view.crop.kind must be one of random_area, padded, center, received 'paded' ({}). Did you mean 'padded'?",
+        ),
+        ("kind: padded, ", "", "view.crop.kind is missing ({}). Valid: random_area, padded, center."),
+        (
+            "{kind: padded, padding_px: 2}",
+            "padded",
+            "view.crop must be a section, lines of `key: value`, received 'padded' ({}).",
+        ),
+        (KL, "  kl: 3", "loss.kl must be a section, lines of `key: value`, received 3 ({})."),
+        (
+            "mean: [0.286, 0.286, 0.286]",
+            "mean: [0.286, 0.286]",
+            "normalization.mean must be a list of 3, received 2: [0.286, 0.286] ({}).",
+        ),
+        (
+            "mean: [0.286, 0.286, 0.286]",
+            "mean: [1, 2, 3, 4]",
+            "normalization.mean must be a list of 3, received 4: [1, 2, 3, 4] ({}).",
+        ),
+        (
+            "mean: [0.286, 0.286, 0.286]",
+            "mean: 0.286",
+            "normalization.mean must be a list, [...] or lines that begin with '- ', received 0.286",
+        ),
+        ("std: [0.353, 0.353, 0.353]", "std: [0.353, 0, 0.353]", "normalization.std.1 must be > 0, received 0 ({})."),
+        (
+            "sources: [{kind: idx, images: test-images, labels: test-labels}]",
+            "sources: []",
+            "evaluation.sources must be a list of at least 1, received 0: [] ({}).",
+        ),
+        (
+            "  - name: distill",
+            "  - name: dis till",
+            "name must be text that matches ^[A-Za-z0-9_-]+$, received 'dis till' ({}).",
+        ),
+        ("temperature: 2.0", "tau: 2.0", "loss.kl.tau is an unknown key ({}). Valid here: weight, temperature."),
+        (
+            "learning_rate: 0.1\n",
+            "learning_rat: 0.1\n",
+            "optimizer.learning_rat is an unknown key ({}). Did you mean 'learning_rate'? Valid here: kind,",
+        ),
+        (
+            "horizontal_flip",
+            "horizontalflip",
+            "view.horizontalflip is an unknown key ({}). Did you mean 'horizontal_flip'?",
+        ),
+        (
+            "global_batch_size",
+            "globl_batch_size",
+            "globl_batch_size is an unknown key ({}). Did you mean 'global_batch_size'?",
+        ),
+        (
+            "    epochs: 2",
+            "    seed: 2",
+            "stages.finetune.seed is not a key of a stage ({}). It holds for the whole recipe: put it at the top.",
+        ),
+        (
+            "ResNet18, ",
+            "ResNet19, ",
+            "model.name: unknown model 'ResNet19'. Did you mean 'ResNet18'? Valid: " + ", ".join(MODELS),
+        ),
+    ],
+)
+def test_an_error_says_key_expected_received_line_and_what_to_do(old, new, expected):
+    found = errors((old, new))
+    assert any(expected.format(f"r.yaml, line {line_of(old)}") in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "device_batch_size: 32",
+            "device_batch_size: 30",
+            "device_batch_size must divide global_batch_size 64, received 30 (r.yaml, line {}).",
+        ),
+        (
+            "crop_px: 28",
+            "crop_px: 32",
+            "evaluation.crop_px must not exceed resize_short_px 28, received 32 (r.yaml, line {}).",
+        ),
+        (
+            "range: [0, 1000]",
+            "range: [5, 5]",
+            "data.sources.0.range must be [first, end) with first < end, received [5, 5] (r.yaml, line {}).",
+        ),
+        (
+            "kind: padded, padding_px: 2",
+            "kind: random_area, scale: [0.5, 2], ratio: [1, 1], sampling: usual",
+            "view.crop.scale must not exceed 1, received [0.5, 2.0] (r.yaml, line {}).",
+        ),
+        (
+            "kind: padded, padding_px: 2",
+            "kind: random_area, scale: [0.5, 1], ratio: [2, 1], sampling: usual",
+            "view.crop.ratio must be [low, high] with low <= high, received [2.0, 1.0] (r.yaml, line {}).",
+        ),
+        (
+            "schedule: {kind: cosine, warmup_epochs: 1",
+            "schedule: {kind: cosine, warmup_epochs: 5",
+            "schedule must not warm up for longer than the stage's 4 epochs, "
+            "received warmup_epochs 5 (r.yaml, line {}).",
+        ),
+    ],
+)
+def test_a_rule_between_keys_is_reported_on_its_line_and_beside_other_errors(old, new, expected):
+    found = errors((old, new), ("seed: 1\n", "seed: -1\n"))
+    assert expected.format(line_of(old)) in found
+    assert len(found) == 2
+
+
+def test_a_rule_of_a_whole_section_points_at_the_sections_line():
+    text = EXAMPLE.replace("      kl: null\n      cross_entropy: {weight: 1, label_smoothing: 0.1}", "      kl: null")
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    place = f"(r.yaml, line {line_of('    loss:')})"
+    assert str(error.value).startswith("stages.finetune.loss must have at least one of: cross_entropy, kl,")
+    assert place in str(error.value)
+
+
+def test_teacher_and_loss_must_go_together():
+    assert errors(("    teacher: null\n", "\n")) == [
+        "stages.finetune.loss does not use the section `teacher`: add a term such as kl, or remove the section "
+        f"(r.yaml, line {line_of('    loss:')})."
+    ]
+    assert errors(("    epochs: 4", "    epochs: 4\n    teacher: null"))[0].startswith(
+        "loss compares with a teacher (kl): add the section `teacher`"
+    )
+
+
+def test_mixup_groups_fill_a_batch():
+    [found] = errors(("    epochs: 4", "    epochs: 4\n    mixup: {alpha: 0.2, group_size: 3}"))
+    assert found.startswith(
+        "stages.distill.mixup must have a group_size that divides device_batch_size 32, received 3 (r.yaml, line "
+    )
+
+
+def test_stage_names_differ():
+    [found] = errors(("- name: finetune", "- name: distill"))
+    assert found == f"stages must have names that differ, received twice: distill (r.yaml, line {line_of('stages:')})."
+
+
+def test_a_missing_key_names_the_sections_line():
+    assert errors((", temperature: 2.0", "")) == [
+        f"loss.kl.temperature is missing (r.yaml, line {line_of(KL)}). Typical: 1-4."
+    ]
+    assert errors(("seed: 1\n", "\n")) == ["seed is missing (r.yaml, line 1)."]
+
+
+def test_a_required_key_that_a_stage_removes_is_reported_there():
+    assert errors(("    epochs: 4", "    epochs: null")) == [
+        f"stages.distill.epochs must be there, received null (r.yaml, line {line_of('    epochs: 4')})."
+    ]
+
+
+def test_an_error_in_a_shared_key_is_reported_once():
+    assert len(errors(("learning_rate: 0.1\n", "learning_rate: -0.1\n"))) == 1
+
+
+def test_a_stage_that_is_no_section():
+    text = EXAMPLE[: EXAMPLE.index("stages:")] + "stages: [distill]\n"
+    with pytest.raises(UserError, match=r"^stages.0 must be a section, lines of `key: value`, received 'distill'"):
+        parse_recipe(text, "r.yaml")
+
+
+def test_all_errors_come_at_once_in_the_order_of_the_lines():
+    found = errors(
+        ("seed: 1\n", "seed: -1\n"),
+        ("device_batch_size: 32", "device_batch_size: 30"),
+        ("range: [0, 1000]", "range: [5, 5]"),
+        ("kind: padded", "kind: paded"),
+        ("ResNet34", "ResNet35"),
+        ("temperature: 2.0", "temperature: 0.0"),
+        ("learning_rate: 0.1\n", "learning_rat: 0.1\n"),
+        ("    epochs: 2", "    epochs: 2.5"),
+        ("schedule: {kind: constant,", "schedule: {kind: constant, kind: step,"),
+    )
+    lines = [int(line.split("r.yaml, line ")[1].split(")")[0]) for line in found]
+    assert lines == sorted(lines)
+    assert len(found) == 10  # the misspelt key is missing, too
+
+
+def test_every_key_of_a_stage_but_its_name_may_stand_at_the_top():
+    assert set(Stage.model_fields) & set(Recipe.model_fields) == {"name"}
