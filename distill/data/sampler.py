@@ -89,7 +89,7 @@ class MicroBatchPlan:
         """The part of a step's `count` samples that micro-batch `slot` gets."""
         slots = -(-count // self.device_batch_size)
         if slot >= slots:
-            return count, count
+            return 0, 0
         groups = -(-count // self.group_size)
         first, end = (min((slot + i) * groups // slots * self.group_size, count) for i in (0, 1))
         return first, end
