@@ -16,6 +16,8 @@ import distill
 from distill.errors import DistillError, UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from distill.recipe import Recipe
 
 app = typer.Typer(
@@ -132,13 +134,9 @@ def _recipes(context: typer.Context, folder: FolderOption = None) -> None:
 @recipes_app.command("list")
 def list_recipes(folder: FolderOption = None, debug: DebugOption = False) -> None:
     """Print the table of all recipes."""
-    from rich.console import Console
-
     from distill.recipes_index import print_table, read_entries, recipe_files, recipes_folder
 
-    # Where nobody looks at the width (a pipe, a file), no line is broken.
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=1000)
-    print_table(read_entries(recipe_files(folder or recipes_folder())), console)
+    print_table(read_entries(recipe_files(folder or recipes_folder())), _console())
 
 
 @recipes_app.command("show")
@@ -189,11 +187,9 @@ def zoo(debug: DebugOption = False) -> None:
 
     Published accuracy, FLOPs and parameters beside what we count ourselves.
     """
-    from rich.console import Console
-
     from distill.benchmark.zoo import zoo_table
 
-    zoo_table(Console())
+    zoo_table(_console())
 
 
 @app.command()
@@ -288,6 +284,49 @@ def evaluate(
         return
     undecodable = f", {result.undecodable} could not be decoded" if result.undecodable else ""
     typer.echo(f"top-1 {result.top1:.2%}, top-5 {result.top5:.2%} of {result.images} images{undecodable} ({weights})")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
+    run: Annotated[Path, typer.Option("--run", help="A run's folder, or a recipe's file together with --weights.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="A .safetensors or .pdparams file. Default: the run's student.")
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to print.")] = 5,
+    class_names: Annotated[
+        Path | None, typer.Option("--class-names", help="A text file, the name of one class a line.")
+    ] = None,
+    device: DeviceOption = DeviceName.AUTO,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Print the most probable classes of images.
+
+    An image that cannot be decoded is named, the others are classified all the same; the exit status is then 1.
+
+    \b
+    Examples:
+      distill predict shoe.png --run runs/distilled
+      distill predict *.jpg --run runs/distilled --top-k 1 --json
+    """
+    _require_paddle()
+    from distill import predict as prediction
+
+    found = prediction.predict(run, images, top_k=top_k, weights=weights, class_names=class_names, device=device.value)
+    if as_json:
+        typer.echo(prediction.predictions_json(found))
+    else:
+        _console().print(prediction.predictions_table(found))
+    if any(each.error is not None for each in found):
+        raise typer.Exit(1)
+
+
+def _console() -> "Console":
+    """Standard output; where nobody looks at its width (a pipe, a file), no line is broken."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=1000)
 
 
 def _load(name: str, overrides: list[str] | None) -> "tuple[Path, Recipe]":
