@@ -51,6 +51,7 @@ def test_only_the_classifier_moves_when_all_else_is_frozen(model, images) -> Non
     assert [name for name, _ in student.parameters_to_train()] == ["fc.weight", "fc.bias"]
     train(student, images, steps=2)
     assert changed(before, arrays(model)) == {"fc.weight", "fc.bias"}
+    assert {name for name, p in model.named_parameters() if not p.stop_gradient} == {"fc.weight", "fc.bias"}
 
 
 def test_frozen_batch_norm_uses_its_stored_statistics(model, images) -> None:
@@ -59,6 +60,8 @@ def test_frozen_batch_norm_uses_its_stored_statistics(model, images) -> None:
     student = Student(model, freeze=["*.bn.*"])
     student.train_mode()
     np.testing.assert_array_equal(student.outputs(images)["logits"].numpy(), expected)
+    model.train()
+    assert np.abs(model(images).numpy() - expected).max() > 0.1
 
 
 def test_statistics_follow_their_layer(model, images) -> None:

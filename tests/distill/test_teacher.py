@@ -27,19 +27,24 @@ def tiny(data_format: str = "NCHW") -> ResNet:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Files of two tiny networks whose stored BN statistics are far from those of any batch."""
+    """Files of two tiny networks that answer each image differently; their stored statistics fit no batch."""
     paths = []
     for seed in (0, 1):
         paddle.seed(seed)
         rng = np.random.default_rng(seed)
-        state = {name: value.numpy() for name, value in tiny().state_dict().items()}
-        for name in state:
-            if name.endswith("_mean"):
-                state[name] = rng.normal(0.3, 0.1, state[name].shape).astype(np.float32)
-            if name.endswith("_variance"):
-                state[name] = rng.uniform(0.5, 2, state[name].shape).astype(np.float32)
+        model = tiny()
+        other_images = paddle.to_tensor(rng.random((16, 3, 28, 28)), dtype="float32")
+        with paddle.no_grad():
+            for _ in range(30):
+                model(other_images)
+        state = {name: value.numpy() for name, value in model.state_dict().items()}
+        for name in [name for name in state if name.endswith("_variance")]:
+            state[name] = state[name] * rng.uniform(0.8, 1.2, state[name].shape).astype(np.float32)
         path = tmp_path_factory.mktemp("teacher") / f"{seed}.safetensors"
         write_weights(path, state)
+        model.eval()
+        answers = model(other_images).numpy()
+        assert answers.std(axis=0).min() > 0.01, "a dead network would pass every test"
         paths.append(str(path))
     return paths
 
@@ -144,6 +149,7 @@ def test_uses_its_own_normalization_else_the_students(weights: list[str], images
     model = loaded(weights[0])
     model.eval()
     expected = model(normalize(images, GREY)).numpy()
+    assert np.abs(expected - model(images).numpy()).max() > 0.1
     of_student = Teacher(section(*weights[:1]), 10, GREY)
     own = Teacher(section(*weights[:1], normalization=GREY.model_dump()), 10, PLAIN)
     np.testing.assert_array_equal(of_student(images)["logits"].numpy(), expected)

@@ -31,6 +31,12 @@ def test_far_classes_are_not_cut_off() -> None:
     np.testing.assert_array_equal(logits.grad.numpy(), [[-1.0, 0.0, 1.0]])
 
 
+def test_a_common_offset_costs_no_precision() -> None:
+    logits = np.random.default_rng(0).integers(-20, 20, (8, 100)) + 1e4  # exact in float32
+    result = log_probabilities(paddle.to_tensor(logits, dtype="float32"))
+    np.testing.assert_allclose(result.numpy(), log_softmax(logits, axis=1), rtol=1e-6)
+
+
 def test_teacher_gets_no_gradient() -> None:
     student = paddle.to_tensor([[1.0, 2.0]], stop_gradient=False)
     teacher = paddle.to_tensor([[2.0, 1.0]], stop_gradient=False)
