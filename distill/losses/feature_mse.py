@@ -32,7 +32,7 @@ def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return (student_features.astype("float32") - teacher_features.detach().astype("float32")).square().mean()
 
 
-class Projection(nn.Layer):  # type: ignore[misc]  # Paddle has no types
+class Projection(nn.Layer):
     """A learnt linear map over the channels, the same at every place: [N, S, ...] -> [N, T, ...].
 
     Part of the loss, not of the student: it is trained with the student and dropped afterwards.

@@ -62,7 +62,7 @@ class Targets:
         return None if self.partner is None else self.labels.index_select(self.partner)
 
 
-class DistillationLoss(nn.Layer):  # type: ignore[misc]  # Paddle has no types
+class DistillationLoss(nn.Layer):
     """The terms that a recipe names. Its parameters (the projection of features) are trained with the student.
 
     Args:
