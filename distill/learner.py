@@ -86,7 +86,10 @@ class Learner:
     def update(self, rate: float) -> None:
         """Makes one step of the optimiser and forgets the gradients."""
         self.optimizer.set_lr(rate)
-        self.scaler.step(self.optimizer)
+        # The first step names the velocities; in a fresh name scope they get the names that `optimizer_tensors` reads,
+        # whatever was trained before in this process.
+        with paddle.utils.unique_name.guard():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad()
         self.student.update_ema()
@@ -129,6 +132,10 @@ class Learner:
         self.student.restore_ema(groups["ema"])
         restore_optimizer(self.optimizer, self.parameters, groups["optimizer"])
         self.scaler.load_state_dict(saved.state["scaler"])
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaler's state, as JSON can hold it; empty on a CPU."""
+        return {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()}
 
 
 def build_model(section: ModelSection, num_classes: int, stage: Stage) -> paddle.nn.Layer:

@@ -49,27 +49,29 @@ def learning_rate(step: int, *, steps_per_epoch: int, epochs: int, peak: float, 
 def build_optimizer(
     parameters: Iterable[tuple[str, paddle.Tensor]], section: OptimizerSection, *, multi_precision: bool = False
 ) -> paddle.optimizer.Optimizer:
-    """Momentum over two groups: what decays and what does not.
+    """Momentum over groups of equal weight decay and equal multiplier of the learning rate.
 
-    Clipping acts on the gradient before L2 is added. Multipliers of the learning rate are attributes of
-    the parameters (`optimize_attr`), so they need no groups.
+    Clipping acts on the gradient before L2 is added.
 
     Args:
-        parameters: Name and parameter of all that is trained.
+        parameters: Name and parameter of all that is trained. The multiplier is the parameter's
+            `optimize_attr["learning_rate"]`.
         section: The recipe's optimizer.
         multi_precision: Keep float32 master weights (AMP O2).
     """
-    decaying: list[paddle.Tensor] = []
-    exempt: list[paddle.Tensor] = []
+    groups: dict[tuple[float, float], list[paddle.Tensor]] = {}
     for _, parameter in parameters:
-        is_weight = len(parameter.shape) > 1  # biases and BN's scale and shift are vectors
-        (decaying if is_weight or section.decay_bias_and_norm else exempt).append(parameter)
-    groups = [(decaying, section.weight_decay), (exempt, 0.0)]
+        decays = len(parameter.shape) > 1 or section.decay_bias_and_norm  # biases and BN's parameters are vectors
+        multiplier = parameter.optimize_attr["learning_rate"]  # a group would overwrite it with its own
+        groups.setdefault((section.weight_decay if decays else 0.0, multiplier), []).append(parameter)
     return paddle.optimizer.Momentum(
         learning_rate=section.learning_rate,
         momentum=section.momentum,
         use_nesterov=section.nesterov,
-        parameters=[{"params": group, "weight_decay": decay} for group, decay in groups if group],
+        parameters=[
+            {"params": group, "weight_decay": decay, "learning_rate": multiplier}
+            for (decay, multiplier), group in groups.items()
+        ],
         grad_clip=paddle.nn.ClipGradByGlobalNorm(section.clip_norm) if section.clip_norm else None,
         multi_precision=multi_precision,
     )

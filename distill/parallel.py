@@ -15,6 +15,7 @@ from distill.errors import UserError
 
 DeviceKind = Literal["cpu", "gpu", "auto"]
 OLDEST_PADDLE = "2.6.2"
+CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _mkl_path_for_amd() -> str | None:
     5 is up to 10 % faster than 7 on an idle Zen 4 and falls back to a fifth on a busy one.
     """
     try:
-        cpu = Path("/proc/cpuinfo").read_text()
+        cpu = CPUINFO.read_text()
     except OSError:
         return None
     if "AuthenticAMD" not in cpu:

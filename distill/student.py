@@ -41,7 +41,9 @@ class Student:
     def __init__(self, model: nn.Layer, *, freeze: Sequence[str] = (), ema_decay: float | None = None) -> None:
         self.model = model
         self.frozen = matching_names(freeze, list(model.state_dict()))
-        for name, parameter in model.named_parameters():
+        # Paddle counts the statistics of BN among the parameters; they never want a gradient.
+        self._learnable = [(name, p) for name, p in model.named_parameters() if not p.stop_gradient]
+        for name, parameter in self._learnable:
             parameter.stop_gradient = name in self.frozen
         if not self.parameters_to_train():
             raise UserError(f"freeze: {list(freeze)} leaves no parameter to train. Remove a pattern")
@@ -65,7 +67,7 @@ class Student:
 
     def parameters_to_train(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of all that is not frozen, in the model's order."""
-        return [(name, p) for name, p in self.model.named_parameters() if name not in self.frozen]
+        return [(name, p) for name, p in self._learnable if name not in self.frozen]
 
     def train_mode(self) -> None:
         """Puts the model into training mode, frozen BN layers into evaluation mode."""

@@ -190,7 +190,7 @@ class Saver:
         teacher = self._learner.teacher
         state = {
             "position": asdict(self._position),
-            "scaler": self._learner.scaler.state_dict(),
+            "scaler": self._learner.scaler_state(),
             "teacher": teacher.identity if teacher is not None else None,
             "recipe": self._recipe.model_dump(mode="json"),
         }

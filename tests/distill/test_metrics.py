@@ -57,7 +57,12 @@ def test_a_resumed_log_forgets_what_came_behind_the_checkpoint(tmp_path):
     log.write(entry(1, 10, loss=0.25))
     log.close()
     kept = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(e["stage"], e["step"], e["loss"]) for e in kept] == [(0, 10, 0.5), (0, 20, 0.5), (1, 5, 0.5), (1, 10, 0.25)]
+    assert [(e["stage"], e["step"], e["loss"]) for e in kept] == [
+        (0, 10, 0.5),
+        (0, 20, 0.5),
+        (1, 5, 0.5),
+        (1, 10, 0.25),
+    ]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
     assert len(list((tmp_path / "visualdl").iterdir())) == 1
 

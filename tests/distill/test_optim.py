@@ -56,9 +56,7 @@ def section(**changes):
 
 
 def one_parameter(shape, name, value=1.0):
-    parameter = paddle.create_parameter(
-        shape, "float32", default_initializer=paddle.nn.initializer.Constant(value)
-    )
+    parameter = paddle.create_parameter(shape, "float32", default_initializer=paddle.nn.initializer.Constant(value))
     return name, parameter
 
 

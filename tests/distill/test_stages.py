@@ -88,6 +88,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bits(everything, tmp_path):
         (draw.randint(1, 2), "fsync"),  # inside the writing of a checkpoint
         (draw.randint(7, 9), "update"),
         (2, "update"),  # in the second stage
+        (5, "update"),  # there too, behind a checkpoint
     ]
     for kill_at, where in kills:
         assert child(everything, killed, kill_at, where) == -signal.SIGKILL

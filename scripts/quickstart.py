@@ -1,0 +1,197 @@
+"""The quick start's main job: three runs of `distill`, a table and a picture. Start it with scripts/quickstart."""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from distill.benchmark.count import multiply_accumulates, parameters
+from distill.metrics import read_metrics
+from distill.models.plan import plan_network
+from distill.models.specs import SPECS
+from distill.recipe import ModelSection
+from distill.recipe_file import load_recipe
+
+RECIPES = Path("recipes/fashion_mnist")
+TEACHER_WEIGHTS = RECIPES / "teacher.safetensors"
+RUNS = {"baseline": "1,000 labels alone", "distilled": "taught on 20,000 more, no labels"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: accuracies in [0, 1] of one or more seeds."""
+
+    name: str
+    model: ModelSection
+    top1: Sequence[float]
+    seconds: float | None
+
+
+def main() -> int:
+    options = parse_arguments()
+    options.output.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    weights = teacher_weights(options)
+    teacher = evaluate_teacher(weights)
+    for seed in range(options.seeds):
+        for name in RUNS:
+            settings = [f"seed={seed}"]
+            if name == "distilled":
+                settings.append(f"teacher.models.0.weights={weights}")
+            train(name, run_folder(options.output, name, seed), settings)
+    rows = collect(options, teacher)
+    print_table(rows, options.output)
+    draw(rows, options)
+    print(f"\nTable:   {options.output / 'quickstart.md'}\nPicture: {options.output / 'quickstart.png'}")
+    print(f"Runs:    {options.output} (visualdl --logdir {options.output} shows every curve)")
+    print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes; a second run reuses all of it.")
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/quickstart",
+        description="A small network on Fashion-MNIST: 1,000 labels alone against the same network distilled from a "
+        "teacher on 20,000 more images without labels. Ends with a table and a picture. What is finished is reused.",
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="how often to train each student (default 1)")
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="default: runs/quickstart")
+    parser.add_argument(
+        "--train-teacher",
+        action="store_true",
+        help="train the teacher too (half an hour on two cores) instead of taking the weights that ship with it",
+    )
+    return parser.parse_args()
+
+
+def teacher_weights(options: argparse.Namespace) -> Path:
+    """The weights that ship with the project, or those of a teacher trained now."""
+    if not options.train_teacher:
+        return TEACHER_WEIGHTS
+    train("teacher", options.output / "teacher", [])
+    return Path(options.output / "teacher" / "student.safetensors")
+
+
+def train(recipe: str, folder: Path, settings: Sequence[str]) -> None:
+    """Runs or resumes `distill train`, in the words that a user would type."""
+    command = ["train", str(RECIPES / f"{recipe}.yaml"), "--output", str(folder), "--resume"]
+    distill([*command, *(word for setting in settings for word in ("--set", setting))])
+
+
+def distill(arguments: Sequence[str], *, capture: bool = False) -> str:
+    """Runs the command line of this environment and stops with its exit status if it fails."""
+    print(f"\n$ distill {shlex.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", "distill", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE if capture else None, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+def evaluate_teacher(weights: Path) -> float:
+    """The teacher's accuracy on the test images."""
+    arguments = ["evaluate", str(RECIPES / "teacher.yaml"), "--weights", str(weights), "--json"]
+    return float(json.loads(distill(arguments, capture=True))["top1"])
+
+
+def run_folder(output: Path, name: str, seed: int) -> Path:
+    return output / f"{name}-seed{seed}"
+
+
+def collect(options: argparse.Namespace, teacher: float) -> list[Row]:
+    """Reads what the runs left."""
+    students: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(options.seeds):
+        for name in RUNS:
+            spent = 0.0
+            results = json.loads((run_folder(options.output, name, seed) / "result.json").read_text())
+            for stage, result in results.items():
+                spent += result["seconds"]
+                title = {
+                    "train": RUNS["baseline"],
+                    "pool": RUNS["distilled"],
+                    "finetune": "then finetuned on the 1,000",
+                }
+                students.setdefault(title[stage], []).append((result["evaluation"]["top1"], spent))
+    student = load_recipe(RECIPES / "baseline.yaml").model
+    return [Row("teacher (39,000 other labels)", load_recipe(RECIPES / "teacher.yaml").model, [teacher], None)] + [
+        Row(title, student, [top1 for top1, _ in runs], statistics.mean(seconds for _, seconds in runs))
+        for title, runs in students.items()
+    ]
+
+
+def print_table(rows: Sequence[Row], output: Path) -> None:
+    """Shows the table, and keeps it as Markdown."""
+    table = Table(title="Fashion-MNIST, 10,000 test images")
+    headings = ("", "network", "top-1 %", "parameters", "MACs", "time")
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("", "network") else "right")
+    for row in rows:
+        plan = plan_network(SPECS[row.model.name], 10, width=row.model.width, stem_stride=row.model.stem_stride)
+        spread = f" ± {100 * statistics.stdev(row.top1):.1f}" if len(row.top1) > 1 else ""
+        cells = (
+            row.name,
+            f"{row.model.name} x {row.model.width:g}",
+            f"{100 * statistics.mean(row.top1):.1f}{spread}",
+            f"{parameters(plan) / 1e3:,.0f} k",
+            f"{multiply_accumulates(plan, 28) / 1e6:.2f} M",
+            "" if row.seconds is None else f"{row.seconds:.0f} s",
+        )
+        table.add_row(*cells)
+        lines.append("| " + " | ".join(cells) + " |")
+    (output / "quickstart.md").write_text("\n".join(lines) + "\n")
+    Console().print("\n", table)
+    gain = statistics.mean(rows[-1].top1) - statistics.mean(rows[1].top1)
+    print(f"Distillation adds {100 * gain:+.1f} points to the same network and the same labels.")
+
+
+def draw(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """Draws accuracy while training, and the accuracies reached."""
+    colours = ["#8a8f98", "#c44e52", "#4c8dbf", "#1f5f8b"]
+    figure, (curves, bars) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[1.25, 1], layout="constrained")
+    for seed in range(options.seeds):
+        for name, colour in zip(RUNS, (colours[1], colours[3]), strict=True):
+            entries = read_metrics(run_folder(options.output, name, seed) / "metrics.jsonl")
+            steps, top1, before = [], [], 0
+            for stage in sorted({entry["stage"] for entry in entries}):
+                points = [e for e in entries if e["stage"] == stage and e["kind"] == "evaluation"]
+                steps += [before + e["step"] for e in points]
+                top1 += [100 * e["top1"] for e in points]
+                before = steps[-1]
+            curves.plot(steps, top1, "o-", color=colour, markersize=4, label=RUNS[name] if seed == 0 else None)
+    curves.axhline(100 * rows[0].top1[0], color=colours[0], linestyle="--", label="the teacher")
+    curves.set(xlabel="updates of 128 images", ylabel="top-1 on the test images, %", title="While training")
+    curves.grid(alpha=0.3)
+    curves.legend(loc="lower right")
+
+    means = [100 * statistics.mean(row.top1) for row in rows]
+    spreads = [100 * statistics.stdev(row.top1) if len(row.top1) > 1 else 0.0 for row in rows]
+    names = [row.name.replace(", ", ",\n").replace(" (", "\n(").replace("then ", "then\n") for row in rows]
+    drawn = bars.bar(names, means, yerr=spreads if any(spreads) else None, color=colours, capsize=4)
+    bars.bar_label(drawn, [f"{mean:.1f}" for mean in means], padding=3)
+    bars.set(
+        ylim=(min(means) - 6, max(means) + 2.5),
+        title="Reached" + (f", mean of {options.seeds} seeds" if any(spreads) else ""),
+    )
+    bars.tick_params(axis="x", labelsize=8)
+    for axis in (curves, bars):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(options.output / "quickstart.png", dpi=130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
