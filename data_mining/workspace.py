@@ -110,7 +110,7 @@ class Workspace:
             self._locks.pop().close()  # the lock goes with its file
 
     def path(self, stage: str, what: str, key: str, suffix: str) -> Path:
-        """Where an artefact is or will be, such as path("score", "classes", key, ".parquet"). Makes the folder."""
+        """Where an artefact is or will be; makes its folder."""
         folder = self.root / stage
         try:
             folder.mkdir(exist_ok=True)

@@ -1,9 +1,11 @@
 """Image lists: text lines `path label` or `path`, or Parquet with the columns `path` and `label`.
 
-A list is held as one block of bytes with offsets, never as Python strings: 5 million lines are about 300 MB.
+A path may also be a member of a tar file, see `distill.data.tar_member`. A list is held as one block of bytes
+with offsets, never as Python strings: 5 million lines are about 300 MB.
 """
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.decode import decode_image
+from distill.data.tar_member import parse_member_path
 from distill.data.types import UNLABELLED, Image, IntArray, UndecodableImage
 from distill.errors import UserError
 
@@ -75,12 +78,22 @@ class ImageFiles:
         """
         name = self.name(index)
         try:
-            data = _read_regular_file(self.path(index))
+            data = read_encoded(self.path(index))
         except OSError as error:
             if error.errno in _FAULT_OF_THE_FILE:
                 raise UndecodableImage(name, f"cannot be read: {error.strerror}") from None
             raise
         return decode_image(data, name)
+
+    def digest(self, first: int, end: int) -> str:
+        """A hash of the root and of the paths and labels of [first, end): equal for equal entries."""
+        lengths = self._lengths[first:end]
+        size = int(self._starts[end - 1]) + int(lengths[-1]) if end > first else 0
+        text = self._text[int(self._starts[first]) : size] if end > first else self._text[:0]
+        digest = hashlib.sha256(self._root + b"\0")
+        for part in (text, lengths, self.labels[first:end]):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
 
 def open_image_list(path: Path, root: Path, num_classes: int | None) -> ImageFiles:
@@ -116,14 +129,31 @@ def check_folder(path: Path, what: str) -> None:
         raise UserError(f"{what} must be an existing folder, received {str(path)!r}: {state}")
 
 
-def _read_regular_file(path: bytes) -> bytes:
+def read_encoded(path: bytes) -> bytes:
+    """The bytes of a file, or of a tar's member.
+
+    Raises:
+        OSError: It is missing, forbidden, not a regular file, or the tar is shorter than the member's place.
+    """
+    member = parse_member_path(path)
+    if member is None:
+        return _read_regular_file(path)
+    tar, offset, size = member
+    data = _read_regular_file(tar, offset, size)
+    if len(data) < size:
+        raise OSError(errno.ENXIO, f"the tar ends before byte {offset + size}")
+    return data
+
+
+def _read_regular_file(path: bytes, offset: int = 0, size: int = -1) -> bytes:
     # O_NONBLOCK: a pipe that a list names must not wait for a writer
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.ENXIO, "not a regular file")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            file.seek(offset)
+            return file.read(min(size, os.fstat(descriptor).st_size))
     finally:
         os.close(descriptor)
 
