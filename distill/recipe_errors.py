@@ -63,27 +63,28 @@ class _Spot:
         return self.node.key if self.node else join_key(self.parent.key, self.name)
 
 
-def problems_of(error: ValidationError, root: Node) -> Iterator[Problem]:
+def problems_of(error: ValidationError, root: Node, schema: type[BaseModel] = Recipe) -> Iterator[Problem]:
     """The problems that a recipe's validation found.
 
     Args:
         error: What pydantic raised for the values of `root`.
         root: The recipe in its full form, `stages` with every key.
+        schema: What it was validated against.
     """
     for details in error.errors(include_url=False)[:MAX_PROBLEMS]:
         # pydantic calls a list too short, too, when only its entries are wrong
-        if details["type"] != "too_short" or details["ctx"]["min_length"] > len(_entries(root, details["loc"])):
-            yield _problem(details, root)
+        if details["type"] != "too_short" or details["ctx"]["min_length"] > len(_entries(root, details["loc"], schema)):
+            yield _problem(details, root, schema)
 
 
-def _problem(details: ErrorDetails, root: Node) -> Problem:
-    spot = _find(root, details["loc"])
+def _problem(details: ErrorDetails, root: Node, schema: type[BaseModel]) -> Problem:
+    spot = _find(root, details["loc"], schema)
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
             return _unknown_key(spot)
         case "missing" if isinstance(spot.name, int):
-            spot = _find(root, details["loc"][:-1])
+            spot = _find(root, details["loc"][:-1], schema)
             return _wrong(spot, spot.node, f"must be a list of {len(get_args(_bare(spot.kind)))}")
         case "missing":
             reason = "must be there, received null" if spot.node else "is missing"
@@ -151,13 +152,13 @@ def _number(value: object) -> object:
 # --- from a location to the file and the schema -------------------------------------------------
 
 
-def _find(root: Node, location: tuple[int | str, ...]) -> _Spot:
+def _find(root: Node, location: tuple[int | str, ...], schema: type[BaseModel]) -> _Spot:
     """Follows an error's location through the file and the schema at once.
 
     pydantic names the member of a union in the location ("schedule", "cosine", "warmup_epochs"): such a
     part is a step in the schema and none in the file.
     """
-    spot = _Spot(root, root, "", None, Recipe, "")
+    spot = _Spot(root, root, "", None, schema, "")
     for part in location:
         if len(_kinds(spot.kind)) > 1:
             spot = _Spot(spot.node, spot.parent, spot.name, spot.section, _kinds(spot.kind).get(str(part)), spot.hint)
@@ -170,8 +171,8 @@ def _find(root: Node, location: tuple[int | str, ...]) -> _Spot:
     return spot
 
 
-def _entries(root: Node, location: tuple[int | str, ...]) -> list[Node]:
-    node = _find(root, location).node
+def _entries(root: Node, location: tuple[int | str, ...], schema: type[BaseModel]) -> list[Node]:
+    node = _find(root, location, schema).node
     return node.value if node is not None and isinstance(node.value, list) else []
 
 

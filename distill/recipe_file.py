@@ -5,12 +5,13 @@ share, validate. Every step keeps the nodes, so that a value is reported where i
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from distill.errors import UserError, did_you_mean
 from distill.recipe import Recipe, Stage
@@ -33,6 +34,8 @@ from distill.recipe_yaml import (
 SHARED_KEYS = frozenset(Stage.model_fields) - {"name"}
 ONLY_STAGE = "train"
 
+Schema = TypeVar("Schema", bound=BaseModel)
+
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Reads and validates a recipe.
@@ -44,28 +47,47 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: States everything that is wrong: dotted key, expected, received, file and line, nearest name.
     """
-    return parse_recipe(_read_text(Path(path)), str(path), overrides)
+    return parse_recipe(read_recipe_text(Path(path)), str(path), overrides)
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """`load_recipe` for a text; messages call it `source`."""
+    return parse_sections(text, source, Recipe, overrides, _with_full_stages)
+
+
+def parse_sections(
+    text: str,
+    source: str,
+    schema: type[Schema],
+    overrides: Sequence[str] = (),
+    complete: Callable[[Node], Node] = lambda root: root,
+) -> Schema:
+    """Validates a text against any schema of frozen sections; raises as `load_recipe`.
+
+    Args:
+        text: YAML.
+        source: What messages call it.
+        schema: Of the whole text.
+        overrides: `--set` options.
+        complete: Brings what was written into the schema's form.
+    """
     root, problems = read_yaml(text, source)
     if not isinstance(root.value, dict):
         raise UserError(f"a recipe is a mapping of keys to values, received {describe(root)} ({root.place})")
     root = replace(root, place=Place(source, 1))
     for override in overrides:
         try:
-            root = _with_override(root, override)
+            root = _with_override(root, override, complete)
         except RecipeError as error:
             problems.append(error.problem)
         except UserError as error:
             problems.append(Problem(Place(f"--set {override}", 0), str(error)))
-    full = _with_full_stages(root)
-    recipe: Recipe | None
+    full = complete(root)
+    recipe: Schema | None
     try:
-        recipe = Recipe.model_validate(plain(full), strict=True)
+        recipe = schema.model_validate(plain(full), strict=True)
     except ValidationError as error:
-        problems += problems_of(error, full)
+        problems += problems_of(error, full, schema)
         recipe = None
     if recipe is None or problems:
         names = _stage_names(full)
@@ -73,7 +95,12 @@ def parse_recipe(text: str, source: str, overrides: Sequence[str] = ()) -> Recip
     return recipe
 
 
-def _read_text(path: Path) -> str:
+def read_recipe_text(path: Path) -> str:
+    """The text of a recipe's file.
+
+    Raises:
+        UserError: It cannot be read, is far too large, or not UTF-8.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -147,7 +174,7 @@ def _with_stage_name(text: str, names: list[str]) -> str:
 # --- overrides ----------------------------------------------------------------------------------
 
 
-def _with_override(root: Node, override: str) -> Node:
+def _with_override(root: Node, override: str, complete: Callable[[Node], Node]) -> Node:
     """The recipe with one `--set` option applied; the new value's place is the option.
 
     Raises:
@@ -164,7 +191,7 @@ def _with_override(root: Node, override: str) -> Node:
     if path[0] == "stages" and len(path) > 1:
         path = _stage_path(path, names)
     root = _placed(root, path, value)
-    if not _has_value_from(_with_full_stages(root), value.place):
+    if not _has_value_from(complete(root), value.place):
         own = [join_key("stages", name or index, *path) for index, name in enumerate(names)]
         raise UserError(f"{key} would change nothing, every stage states its own. Set instead {' or '.join(own)}")
     return root
@@ -218,7 +245,7 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{NOT_PLAIN_TEXT.pattern})$"), None)
 
 
-def resolved_yaml(recipe: Recipe) -> str:
+def resolved_yaml(recipe: BaseModel) -> str:
     """The recipe in full: every stage with all its keys, defaults included.
 
     `parse_recipe` reads it back as an equal recipe.

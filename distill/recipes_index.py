@@ -41,14 +41,15 @@ def recipes_folder() -> Path:
 
 
 def recipe_files(folder: Path) -> list[Path]:
-    """All recipes under a folder, sorted.
+    """All recipes under a folder, sorted; those in a folder `mining` belong to `data-mining`.
 
     Raises:
         UserError: The folder is not there or holds none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    files = sorted(path for path in folder.rglob("*.yaml") if path.is_file())
+    found = sorted(path for path in folder.rglob("*.yaml") if path.is_file())
+    files = [path for path in found if "mining" not in path.relative_to(folder).parts[:-1]]
     if not files:
         raise UserError(f"{folder} holds no recipe (*.yaml)")
     return files
