@@ -2,14 +2,25 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 PLAIN_LINE_SECONDS = 15.0
+
+
+class _BarAboveFacts(Progress):
+    """A bar, and below it a line of facts, which would leave the bar no room beside them."""
+
+    facts = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.facts, style="dim")
 
 
 class Display:
@@ -24,17 +35,17 @@ class Display:
         self._first = self._done = done
         self._started = self._printed = time.monotonic()
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
+        self._bar: _BarAboveFacts | None = None
         if self.console.is_terminal:
-            self._bar = Progress(
+            self._bar = _BarAboveFacts(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
                 TimeRemainingColumn(),
                 console=self.console,
+                expand=True,
             )
-            self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+            self._task = self._bar.add_task(title, total=total, completed=done)
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -52,7 +63,8 @@ class Display:
         self._done = done
         text = "  ".join(f"{name} {value}" for name, value in facts.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, facts=text)
+            self._bar.facts = text
+            self._bar.update(self._task, completed=done)
         elif time.monotonic() - self._printed >= PLAIN_LINE_SECONDS:
             self._printed = time.monotonic()
             self.say(f"{self._title}: {self._unit} {done}/{self._total}  {text}  ETA {self._time_left()}")

@@ -80,6 +80,8 @@ class Journal:
         facts: dict[str, Any] = {"images": images, "learning_rate": rate, **terms}
         self._write("train", step=step, **facts, images_per_second=speed, data_wait_share=waiting)
         shown = {name: f"{value:.4f}" for name, value in terms.items()}
+        if len(terms) == 2:  # one term and the sum of it
+            del shown["loss"]
         shown |= {"lr": f"{rate:.2g}", "images/s": f"{speed:.0f}", "data wait": f"{waiting:.0%}"}
         self.display.advance(step, shown)
 

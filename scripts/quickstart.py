@@ -6,6 +6,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,7 +181,7 @@ def draw(rows: Sequence[Row], options: argparse.Namespace) -> None:
 
     means = [100 * statistics.mean(row.top1) for row in rows]
     spreads = [100 * statistics.stdev(row.top1) if len(row.top1) > 1 else 0.0 for row in rows]
-    names = [row.name.replace(", ", ",\n").replace(" (", "\n(").replace("then ", "then\n") for row in rows]
+    names = ["\n".join(textwrap.wrap(row.name, 16)) for row in rows]
     drawn = bars.bar(names, means, yerr=spreads if any(spreads) else None, color=colours, capsize=4)
     bars.bar_label(drawn, [f"{mean:.1f}" for mean in means], padding=3)
     bars.set(
