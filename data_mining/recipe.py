@@ -114,7 +114,9 @@ class ScoreSection(Section):
 
     top_classes: Annotated[int, Field(ge=1, le=1000, description="P: the classes kept of each image.")] = 10
     embedding_dim: Annotated[int, Field(ge=2, description="Of the embedding after PCA.")] = 256
-    pca_images: Annotated[int, Field(ge=2, description="The first images, on which the PCA is fitted once.")] = 20_000
+    pca_images: Annotated[
+        int, Field(ge=2, description="Spread over the pool when it is first scored; the PCA is fitted on them once.")
+    ] = 5_000
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="Of the teacher; bfloat16 is faster and moves scores by 1 %.")
     ] = "float32"
