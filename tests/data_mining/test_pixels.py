@@ -71,19 +71,21 @@ def test_any_size_has_a_hash(shape):
     assert perceptual_hash(image).dtype == np.uint64
 
 
+@settings(deadline=None)
 @given(hashes, hashes)
 def test_bits_apart_counts(first, second):
     expected = [[bin(int(a) ^ int(b)).count("1") for b in second] for a in first]
     np.testing.assert_array_equal(bits_apart(first[:, None], second), expected)
 
 
+@settings(deadline=None)
 @given(hashes)
 def test_mirroring_twice_changes_nothing(codes):
     np.testing.assert_array_equal(mirrored(mirrored(codes)), codes)
     assert bits_apart(codes, mirrored(codes)).tolist() == [bin(int(MIRROR_BITS)).count("1")] * len(codes)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(3))))
 def test_sha256_tells_pixels_and_sizes_apart(image):
     assert pixels_sha256(image) == pixels_sha256(image.copy(order="F"))
