@@ -46,6 +46,8 @@ class Learner:
                 stage.normalization,
                 taps=[terms["feature_mse"]["teacher_layer"]] if "feature_mse" in terms else (),
                 data_format=recipe.model.data_format,
+                device=device,
+                check_px=stage.view.size_px,
             )
         self.loss = DistillationLoss(
             terms,

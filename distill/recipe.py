@@ -87,6 +87,13 @@ class TeacherSection(Section):
         Literal["stored", "batch"],
         Field(description="'stored': running statistics. 'batch': statistics of the batch, as SSLD did."),
     ]
+    engine: Annotated[
+        Literal["auto", "eager"],
+        Field(
+            description="Operational. 'auto': Paddle Inference with oneDNN where it applies (a CPU, stored "
+            "statistics), checked against the plain model at the start."
+        ),
+    ] = "auto"
 
 
 # --- data -------------------------------------------------------------------------------------

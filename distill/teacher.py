@@ -9,10 +9,12 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
+from distill.engine import open_engine
 from distill.errors import UserError
 from distill.losses.log_probabilities import log_softmax
 from distill.models import create_model
 from distill.normalization import normalize
+from distill.parallel import Device
 from distill.recipe import NormalizationSection, TeacherModel, TeacherSection
 from distill.weights import load_into, sha256_of
 
@@ -29,10 +31,13 @@ class Teacher:
         taps: Names of the taps wanted besides the logits; of a single teacher only.
         data_format: Layout of the images that are given and of the maps that are returned: the student's.
             A teacher built with another one gets its images transposed.
+        device: Where it computes; lets `section.engine` "auto" choose. None: eager.
+        check_px: Side of the noise on which an engine is checked against the plain model.
 
     Attributes:
         identity: Name and SHA-256 of the weights' file of each network.
         tap_channels: Channels by tap; empty for several teachers.
+        engines: What computes, of each network.
 
     Raises:
         UserError: Weights are missing or do not fit, or taps of several teachers are asked for.
@@ -46,17 +51,25 @@ class Teacher:
         taps: Sequence[str] = (),
         *,
         data_format: str = "NCHW",
+        device: Device | None = None,
+        check_px: int = 224,
     ) -> None:
         if taps and len(section.models) > 1:
             raise UserError(
                 f"teacher.models: {len(section.models)} teachers, but loss.feature_mse compares with one teacher's "
                 f"{taps[0]!r}. Keep one teacher, or remove loss.feature_mse"
             )
-        self._members = [
-            _Member(model, num_classes, student_normalization, section.batch_norm) for model in section.models
-        ]
+        fast = (
+            section.engine == "auto" and section.batch_norm == "stored" and device is not None and device.kind == "cpu"
+        )
+        self._members: list[_Member | _EngineMember] = []
+        for model in section.models:
+            member = _Member(model, num_classes, student_normalization, section.batch_norm)
+            fits = fast and model.data_format == data_format  # the engine returns maps as its network has them
+            self._members.append(_EngineMember(member, taps, device, check_px) if fits and device else member)
         self._taps = tuple(taps)
         self._data_format = data_format
+        self.engines = [member.description for member in self._members]
         self.identity = [(model.name, sha256_of(Path(model.weights))) for model in section.models]
         self.tap_channels: dict[str, int] = self._members[0].model.tap_channels if len(self._members) == 1 else {}
 
@@ -102,15 +115,35 @@ class _Member:
         )
         load_into(self.model, Path(section.weights))
         freeze(self.model, batch_statistics=batch_norm == "batch")
-        self._normalization = section.normalization or student_normalization
+        self.normalization = section.normalization or student_normalization
         self._data_format = section.data_format
+        self.description = "eager Paddle"
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
-        images = _relaid(normalize(images, self._normalization, data_format), data_format, self._data_format)
+        images = _relaid(normalize(images, self.normalization, data_format), data_format, self._data_format)
         outputs = self.model.taps(images, [*taps, "logits"])
         return {
             name: _relaid(value.astype("float32"), self._data_format, data_format) for name, value in outputs.items()
         }
+
+
+class _EngineMember:
+    """One frozen network on a fast engine."""
+
+    def __init__(self, member: _Member, taps: Sequence[str], device: Device, check_px: int) -> None:
+        self.model = member.model
+        self._engine = open_engine(
+            member.model,
+            member.normalization,
+            device,
+            outputs=[*taps, "logits"],
+            data_format=member.model.data_format,
+            check_px=check_px,
+        )
+        self.description = self._engine.description
+
+    def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
+        return {name: paddle.to_tensor(value) for name, value in self._engine(images.numpy()).items()}
 
 
 def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:

@@ -208,6 +208,8 @@ def announcement(
         f"stage {number + 1}/{len(recipe.stages)} {stage.name}: {recipe.model.name}, teacher {teacher}, "
         f"{images:,} images x {stage.epochs} epochs of {steps_per_epoch} steps, on {device.kind}"
     ]
+    if learner.teacher is not None:
+        lines.append(f"the teacher computes with {' and '.join(dict.fromkeys(learner.teacher.engines))}")
     if stage.amp != learner.amp:
         lines.append(f"amp {stage.amp} is ignored on a {device.kind}: this stage computes in float32")
     if position.step:

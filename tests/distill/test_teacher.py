@@ -12,6 +12,7 @@ from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import create_model
 from distill.models.resnet import ResNet
 from distill.normalization import normalize
+from distill.parallel import Device
 from distill.recipe import NormalizationSection, TeacherSection
 from distill.student import Student
 from distill.teacher import Teacher, average_logits, freeze
@@ -197,3 +198,31 @@ def test_errors(weights: list[str], tmp_path: Path) -> None:
         Teacher(section(str(tmp_path / "missing.safetensors")), 10, PLAIN)
     with pytest.raises(UserError, match=r"fc\.weight"):
         Teacher(section(weights[0]), 7, PLAIN)
+
+
+@pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
+def test_the_fast_engine_answers_as_the_plain_network(weights, data_format) -> None:
+    section = TeacherSection.model_validate(
+        {
+            "batch_norm": "stored",
+            "models": [
+                {"name": "ResNet18_vd", "width": 0.125, "stem_stride": 1, "weights": path, "data_format": data_format}
+                for path in weights[:1]
+            ],
+        }
+    )
+    plain = Teacher(section, 10, GREY, ["stage2"], data_format=data_format)
+    fast = Teacher(section, 10, GREY, ["stage2"], data_format=data_format, device=Device("cpu", 2), check_px=28)
+    assert plain.engines == ["eager Paddle"]
+    assert fast.engines == ["Paddle Inference, oneDNN, float32"]
+    shape = [5, 3, 28, 28] if data_format == "NCHW" else [5, 28, 28, 3]
+    images = paddle.to_tensor(np.random.default_rng(0).random(shape), dtype="float32")
+    for name, value in plain(images).items():
+        np.testing.assert_allclose(fast(images)[name].numpy(), value.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"engine": "eager"}, {"batch_norm": "batch"}])
+def test_the_plain_network_answers_where_the_engine_may_not(weights, change) -> None:
+    models = [{"name": "ResNet18_vd", "width": 0.125, "stem_stride": 1, "weights": weights[0]}]
+    section = TeacherSection.model_validate({"batch_norm": "stored", "models": models} | change)
+    assert Teacher(section, 10, GREY, device=Device("cpu", 2), check_px=28).engines == ["eager Paddle"]
