@@ -6,6 +6,8 @@ runs it, how often, or in which order, and a shard whose worker died is simply g
 
 import multiprocessing
 import os
+import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -172,6 +174,8 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 def _work(function: Callable[[Any], None], pipe: Connection) -> None:
     """A worker's life: shards come in, None or an error goes out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends us
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     _use_one_thread()
     while True:
         try:
@@ -185,14 +189,20 @@ def _work(function: Callable[[Any], None], pipe: Connection) -> None:
             return
 
 
+def _leave_with_parent() -> None:
+    """Ends this process as soon as its parent has died: nobody waits for its work any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _error_of(function: Callable[[Any], None], shard: HasTitle) -> DistillError | None:
     try:
         function(shard)
     except DistillError as error:
         return error
-    except KeyboardInterrupt:
-        return RunError("interrupted")
-    except BaseException as error:
+    except Exception as error:
         # The traceback would be lost on the way: --debug shows it as part of the message.
         detail = traceback.format_exc() if os.environ.get("DATA_MINING_DEBUG") else ""
         return RunError(f"{shard.title}: unexpected {type(error).__name__}: {error}\n{detail}".rstrip())

@@ -7,6 +7,7 @@ nowhere else: the rows of the index are the images that the other stages number.
 import functools
 import os
 import tarfile
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ def location(path: str, tar: str | None, offset: int, size: int) -> str:
 
 
 class Reader:
-    """Reads images of the index at random; keeps some tars open. Use it in a `with` block.
+    """Reads images of the index at random, in any thread; keeps some tars open. Use it in a `with` block.
 
     Args:
         shards: Where given, a tar among them that has changed since the run began is an error.
@@ -127,6 +128,7 @@ class Reader:
     def __init__(self, shards: Iterable[Shard] = ()) -> None:
         self._shards = {shard.path: shard for shard in shards if shard.kind == "tar"}
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +145,7 @@ class Reader:
         """
         name = path if tar is None else f"{tar}: {path}"
         try:
-            data = _read_file(path) if tar is None else os.pread(self._descriptor(tar), size, offset)
+            data = _read_file(path) if tar is None else self._read_tar(tar, size, offset)
         except OSError as error:
             raise RunError(f"{name} was indexed but cannot be read now: {error.strerror}. Put it back") from error
         if len(data) != size:
@@ -160,6 +162,10 @@ class Reader:
             return decode_image(self.encoded(path, tar, offset, size), path if tar is None else f"{tar}: {path}")
         except UndecodableImage as error:
             raise RunError(f"{error}; it could be decoded when it was indexed. Run again") from error
+
+    def _read_tar(self, tar: str, size: int, offset: int) -> bytes:
+        with self._lock:  # or another thread could close the tar that we are about to read
+            return os.pread(self._descriptor(tar), size, offset)
 
     def _descriptor(self, tar: str) -> int:
         if tar in self._open:
@@ -188,12 +194,16 @@ def run(workspace: Workspace, recipe: MiningRecipe) -> StageReport:
         for set_name in set_names(recipe):
             shards = shards_of(workspace, recipe, set_name)
             keys += [part_key(shard) for shard in shards]
-            missing = [shard for shard in to_do(workspace, shards) if not index_path(workspace, shard).exists()]
-            function = functools.partial(index_shard, workspace.root)
-            map_shards(function, missing, recipe.runtime, title=f"index {set_name}")
+            index_missing(workspace, recipe, to_do(workspace, shards), title=f"index {set_name}")
             if workspace.part is None:
                 counts |= _checked_counts(workspace, recipe, set_name)
     return StageReport(STAGE, make_key(STAGE, {}, keys), counts, seconds=seconds[0])
+
+
+def index_missing(workspace: Workspace, recipe: MiningRecipe, shards: Sequence[Shard], *, title: str = STAGE) -> None:
+    """Indexes those of the shards that are not yet."""
+    missing = [shard for shard in shards if not index_path(workspace, shard).exists()]
+    map_shards(functools.partial(index_shard, workspace.root), missing, recipe.runtime, title=title)
 
 
 def index_shard(root: Path, shard: Shard) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -26,6 +27,8 @@ STAGE = "shards"
 POOL = "pool"
 LABELLED = "labelled"
 MEMBERS = pa.schema([("path", pa.string()), ("label", pa.int32())])
+
+Item = TypeVar("Item")
 
 _ANY_LABEL = 2**31  # the pool's own labels need not be the teacher's classes
 
@@ -83,8 +86,8 @@ def set_key(workspace: Workspace, recipe: MiningRecipe, set_name: str) -> str:
     return make_key(STAGE, {}, [shard.key for shard in shards_of(workspace, recipe, set_name)])
 
 
-def to_do(workspace: Workspace, shards: Sequence[Shard]) -> list[Shard]:
-    """The shards that this job works on: all, or those of its part."""
+def to_do(workspace: Workspace, shards: Sequence[Item]) -> list[Item]:
+    """The shards, or whatever else is shared by parts, that this job works on: all, or those of its part."""
     if workspace.part is None:
         return list(shards)
     return list(shards)[workspace.part.index :: workspace.part.count]
