@@ -20,14 +20,18 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.benchmark.count import multiply_accumulates, parameters
+from distill.data.idx import IdxImages
 from distill.metrics import read_metrics
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.recipe import ModelSection
 from distill.recipe_file import load_recipe
+from distill.report import write_picture
 
 RECIPES = Path("recipes/fashion_mnist")
 TEACHER_WEIGHTS = RECIPES / "teacher.safetensors"
+TEST_IMAGES = Path("data/fashion-mnist/t10k-images-idx3-ubyte.gz")
+CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 RUNS = {"baseline": "1,000 labels alone", "distilled": "taught on 20,000 more, no labels"}
 
 
@@ -56,7 +60,10 @@ def main() -> int:
     rows = collect(options, teacher)
     print_table(rows, options.output)
     draw(rows, options)
+    examples = save_examples(options.output / "examples")
     print(f"\nTable:   {options.output / 'quickstart.md'}\nPicture: {options.output / 'quickstart.png'}")
+    print(f"Ask the student: distill predict {examples}/*.png --top-k 2 --class-names {examples}/classes.txt \\")
+    print(f"                   --run {run_folder(options.output, 'distilled', 0)}")
     print(f"Runs:    {options.output} (visualdl --logdir {options.output} shows every curve)")
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes; a second run reuses all of it.")
     return 0
@@ -110,6 +117,16 @@ def evaluate_teacher(weights: Path) -> float:
 
 def run_folder(output: Path, name: str, seed: int) -> Path:
     return output / f"{name}-seed{seed}"
+
+
+def save_examples(folder: Path) -> Path:
+    """Writes the first test image of each class as a PNG, and the classes' names, for `distill predict`."""
+    folder.mkdir(exist_ok=True)
+    images = IdxImages(TEST_IMAGES, TEST_IMAGES.with_name("t10k-labels-idx1-ubyte.gz"), len(CLASSES))
+    for label, name in enumerate(CLASSES):
+        write_picture(folder / f"{name}.png", images.read(int((images.labels == label).argmax())))
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return folder
 
 
 def collect(options: argparse.Namespace, teacher: float) -> list[Row]:
