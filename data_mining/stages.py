@@ -34,7 +34,7 @@ def run_stages(
     alone = [name for name in names if name not in BY_SHARD]
     if workspace.part is not None and alone:
         raise UserError(
-            f"{', '.join(alone)} needs all images at once, --part shares {', '.join(BY_SHARD)}. "
+            f"--part: {', '.join(alone)} needs all images at once; what parts can share is {', '.join(BY_SHARD)}. "
             "When all parts are done, run it without --part"
         )
     if workspace.part is None:
@@ -46,10 +46,8 @@ def run_stages(
         tell(describe(report))
 
 
-def stages_of(recipe: MiningRecipe, *, part: bool) -> list[str]:
-    """The stages that the recipe has a section for; of a part those by shard that come before all others."""
-    if part:
-        return ["index", "score"]
+def stages_of(recipe: MiningRecipe) -> list[str]:
+    """The stages that the recipe has a section for, in their order."""
     return [name for name in STAGES if name not in _OPTIONAL or getattr(recipe, name) is not None]
 
 
