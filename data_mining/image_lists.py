@@ -38,9 +38,7 @@ def _write_text(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
     with new_file(path) as temporary, open(temporary, "wb") as file:
         for batch in batches:
             labels = pc.binary_join_element_wise(batch["label"].cast(pa.string()), "\n", "")
-            lines = pc.binary_join_element_wise(
-                batch["path"].cast(pa.large_string()), labels.cast(pa.large_string()), " "
-            )
+            lines = pc.binary_join_element_wise(batch["path"], labels, " ")
             _, offsets, text = lines.buffers()  # the strings lie one after the other: the text is there
-            first, end = np.frombuffer(offsets, np.int64)[[lines.offset, lines.offset + len(lines)]]
+            first, end = np.frombuffer(offsets, np.int32)[[lines.offset, lines.offset + len(lines)]]
             file.write(memoryview(text)[first:end])

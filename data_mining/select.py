@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_mining import removal, score
-from data_mining.image_lists import write_image_list
-from data_mining.index import index_path, offsets, read_index
+from data_mining.image_lists import publish_image_list
+from data_mining.index import index_path, offsets, read_index, row_count
 from data_mining.index import part_key as index_part_key
 from data_mining.matching import Entries, Matcher, Matching
 from data_mining.neighbours import Block, Neighbours, nearest
@@ -146,10 +146,10 @@ def run(workspace: Workspace, recipe: MiningRecipe) -> StageReport:
         if not path.exists():
             kept = removal.kept_images(workspace, recipe)
             _write(workspace, recipe, _choose(workspace, recipe, kept))
-        selected = read_table(path)
-        _check_not_empty(workspace, recipe, selected)
-        write_image_list(workspace, "selected", selected)
-        counts, facts = _statistics(recipe, selected)
+        if not row_count(path):
+            raise _nothing_chosen(workspace, recipe)
+        publish_image_list(workspace, "selected", path)
+        counts, facts = _statistics(recipe, read_table(path, ["label", "source"]))
     return StageReport(STAGE, result_key(workspace, recipe), counts, facts, seconds[0])
 
 
@@ -354,7 +354,7 @@ def _write(workspace: Workspace, recipe: MiningRecipe, choice: Choice) -> None:
             part = slice(first, first + ROWS_PER_GROUP)
             here = lines[part]
             columns = [label[part], choice.score[part], predicted[here], confidence[here]]
-            texts = paths.take(pa.array(here)), sources.take(pa.array(choice.source[part]))
+            texts = paths.take(pa.array(here)).cast(pa.string()), sources.take(pa.array(choice.source[part]))
             writer.write_table(pa.table([texts[0], *columns, texts[1], choice.image[part]], schema=SELECTED))
 
 
@@ -363,7 +363,7 @@ def _facts_of(
 ) -> tuple[pa.Array, NDArray[np.int32], NDArray[np.float32]]:
     """Location, best class and its probability of some pool images, their numbers ascending."""
     starts = offsets(workspace, recipe, POOL)
-    paths: list[pa.Array] = [pa.array([], pa.string())]
+    text, lengths = bytearray(), [np.empty(0, np.int64)]  # appending grows it in place: no second copy of all paths
     predicted, confidence = np.empty(len(numbers), np.int32), np.empty(len(numbers), np.float32)
     for shard, first, end in zip(shards_of(workspace, recipe, POOL), starts[:-1], starts[1:], strict=True):
         here = slice(*np.searchsorted(numbers, [first, end]))
@@ -372,8 +372,18 @@ def _facts_of(
             ranking = score.read_ranking(score.scores_path(workspace, recipe, shard))
             predicted[here], confidence[here] = ranking.classes[rows, 0], ranking.probabilities[rows, 0]
             places = read_table(index_path(workspace, shard), ["path", "tar", "offset", "bytes"])
-            paths.append(locations(places.take(pa.array(rows))))
-    return pa.concat_arrays(paths), predicted, confidence
+            lengths.append(_append(text, locations(places.take(pa.array(rows)))))
+    ends = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
+    paths = pa.LargeStringArray.from_buffers(len(numbers), pa.py_buffer(ends), pa.py_buffer(text))
+    return paths, predicted, confidence
+
+
+def _append(text: bytearray, strings: pa.Array) -> NDArray[np.int64]:
+    """Appends an Arrow array of strings to `text`; returns their lengths."""
+    strings = strings.cast(pa.large_string())
+    ends = np.frombuffer(strings.buffers()[1], np.int64)[strings.offset : strings.offset + len(strings) + 1]
+    text += memoryview(strings.buffers()[2])[ends[0] : ends[-1]]
+    return np.diff(ends)
 
 
 def locations(places: pa.Table) -> pa.Array:
@@ -396,12 +406,10 @@ def _statistics(recipe: MiningRecipe, selected: pa.Table) -> tuple[dict[str, int
     return counts, facts
 
 
-def _check_not_empty(workspace: Workspace, recipe: MiningRecipe, selected: pa.Table) -> None:
-    if len(selected):
-        return
+def _nothing_chosen(workspace: Workspace, recipe: MiningRecipe) -> UserError:
     kept = int(removal.kept_images(workspace, recipe).sum())
     least = "min_confidence" if isinstance(recipe.select, ByClass) else "min_cosine"
-    raise UserError(
+    return UserError(
         f"no image is chosen: {kept} images are left of the pool after leaks and duplicates, and none of them reaches "
         f"select.{least}. Lower it, or look at what the stages before removed"
     )
