@@ -70,6 +70,11 @@ def memory_per_worker(runtime: RuntimeSection) -> int:
     return runtime.memory_bytes // worker_count(runtime)
 
 
+def threads_per_worker(runtime: RuntimeSection) -> int:
+    """The share of this machine's cores that each worker has."""
+    return max(1, len(os.sched_getaffinity(0)) // worker_count(runtime))
+
+
 # --- processes of this machine ------------------------------------------------------------------
 
 

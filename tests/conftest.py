@@ -1,6 +1,8 @@
 """Small real data for all tests: 1,797 handwritten digits (scikit-learn), enlarged to 28 px."""
 
+import contextlib
 import gzip
+import resource
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,3 +89,19 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     """Writes uint8 as the MNIST files are written: magic number, big-endian sizes, bytes."""
     header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     path.write_bytes(gzip.compress(header + array.tobytes(), compresslevel=1))
+
+
+@pytest.fixture
+def small_files_only():
+    """A real write error, as on a full disk: the system refuses to let files grow beyond some bytes."""
+
+    @contextlib.contextmanager
+    def limited(size_bytes):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
