@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from distill.data.types import Image
@@ -62,6 +63,17 @@ def perceptual_hash(image: Image) -> np.uint64:
     coefficients = cv2.dct(cv2.resize(grey, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA).astype(np.float32))
     bits = coefficients[_VERTICAL, _HORIZONTAL] > _FLAT
     return np.uint64(_WEIGHTS[bits].sum())
+
+
+def sha256_rows(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """The hashes of a column of an index as uint8 [N, 32]."""
+    pieces = [_rows_of(chunk) for chunk in column.chunks]
+    return np.concatenate([np.empty((0, 32), np.uint8), *pieces])
+
+
+def _rows_of(chunk: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    values = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, 32)
+    return values[chunk.offset : chunk.offset + len(chunk)]
 
 
 def mirrored(hashes: Hashes) -> Hashes:

@@ -1,0 +1,406 @@
+"""The stage `leaks`: pool images that show a protected image, as it is or mirrored.
+
+Candidates are all pairs with a near embedding or a near perceptual hash, found exactly: an approximate search
+that misses one in a hundred would leave a validation set that is not one. SIFT with a geometric check decides
+each pair, see `verify`. What lies between the two thresholds is the review band, for a person to look at.
+
+One part a shard of the pool, which does not depend on the thresholds of the decision: those can be changed at
+no cost.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_mining import score
+from data_mining.executors import map_shards, memory_per_worker, threads_per_worker
+from data_mining.hamming import near_across
+from data_mining.index import Reader, index_path, offsets
+from data_mining.index import part_key as index_part_key
+from data_mining.pixels import bits_apart, mirrored, sha256_rows
+from data_mining.recipe import LeaksSection, MiningRecipe
+from data_mining.shards import POOL, Shard, protected, shards_of
+from data_mining.similarity import Bound, fit_bound, similar_pairs
+from data_mining.vectors import Rows, Vectors, cosines
+from data_mining.verify import FeatureCache, Features, describe, inliers
+from data_mining.workspace import (
+    StageReport,
+    Workspace,
+    make_key,
+    read_table,
+    stopwatch,
+    write_table,
+)
+from distill.errors import UserError
+
+STAGE = "leaks"
+DROP, REVIEW, KEEP = "drop", "review", "keep"
+NOT_ASKED = -1
+"""In place of inliers: the pixels are identical, or hash and embedding are so close that SIFT was not asked."""
+
+PAIRS = pa.schema(
+    [
+        ("row", pa.int64()),  # of the shard
+        ("protected_set", pa.string()),
+        ("protected", pa.int64()),  # the image's number in that set
+        ("mirrored", pa.bool_()),
+        ("cosine", pa.float32()),
+        ("hash_bits", pa.int8()),
+        ("identical", pa.bool_()),  # the pixels
+        ("same_label", pa.bool_()),
+        ("inliers", pa.int32()),
+        ("keypoints", pa.int32()),  # of the image that has fewer
+    ]
+)
+LEAKS = pa.schema([("image", pa.int64()), *list(PAIRS)[1:], ("decision", pa.string())])
+
+_COLUMNS = ("path", "tar", "offset", "bytes", "label", "pixels_sha256", "phash")
+
+
+@dataclass(frozen=True)
+class SetFiles:
+    """The artefacts of a set of images, or of a shard.
+
+    Attributes:
+        name: What messages and tables call it.
+        index: The parts of its index.
+        embeddings: The parts of its embeddings.
+        mirrored: The same of the mirrored images; empty if they are not looked for.
+        shards: Its shards, to notice a changed tar.
+    """
+
+    name: str
+    index: tuple[Path, ...]
+    embeddings: tuple[Path, ...]
+    mirrored: tuple[Path, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shard of the pool.
+
+    Attributes:
+        files: Its artefacts.
+        result: Where its pairs go.
+    """
+
+    files: SetFiles
+    result: Path
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.files.name
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class Candidates:
+    """M pairs of an image of a shard and a protected one.
+
+    Attributes:
+        row: int64 [M], of the shard.
+        protected: int64 [M].
+        cosine: float32 [M].
+        bits: uint8 [M], of the hashes.
+    """
+
+    row: Rows
+    protected: Rows
+    cosine: NDArray[np.float32]
+    bits: NDArray[np.uint8]
+
+
+# --- what other stages need ---------------------------------------------------------------------
+
+
+def result_key(workspace: Workspace, recipe: MiningRecipe) -> str:
+    """The key of the decisions."""
+    keys = [job.result.stem for job in _jobs(workspace, recipe)]
+    return make_key(STAGE, _section(recipe), keys)
+
+
+def leaks_path(workspace: Workspace, recipe: MiningRecipe) -> Path:
+    """All candidates with their decisions, a table of LEAKS, by image; see `run`."""
+    return workspace.path(STAGE, "leaks", result_key(workspace, recipe), ".parquet")
+
+
+def removed_images(workspace: Workspace, recipe: MiningRecipe) -> Rows:
+    """The numbers of the pool's images that are left out, ascending: leaks, and the review band if the recipe says."""
+    table = read_table(leaks_path(workspace, recipe), ["image", "decision"])
+    out = [DROP, REVIEW] if _section(recipe).drop_review_band else [DROP]
+    chosen = table.filter(pc.is_in(table["decision"], pa.array(out)))
+    return np.unique(chosen["image"].to_numpy()).astype(np.int64)
+
+
+def decide(pairs: pa.Table, section: LeaksSection) -> pa.Array:
+    """The decision about each pair: a string array of "drop", "review" and "keep".
+
+    Dropped: identical pixels, a pair that needs no SIFT, and as many inliers as the recipe asks for. To review: fewer
+    of them, and a near hash where one image has so few keypoints that SIFT could not have said yes.
+    """
+    rule = section.verification
+    count, keypoints = pairs["inliers"].to_numpy(), pairs["keypoints"].to_numpy()
+    drop = (count == NOT_ASKED) | (count >= rule.drop_inliers)
+    blind = (keypoints < rule.review_inliers) & (pairs["hash_bits"].to_numpy() <= section.max_hash_bits)
+    review = (count >= rule.review_inliers) | blind
+    return pa.array(np.where(drop, DROP, np.where(review, REVIEW, KEEP)).tolist(), pa.string())
+
+
+# --- the stage ----------------------------------------------------------------------------------
+
+
+def run(workspace: Workspace, recipe: MiningRecipe) -> StageReport:
+    """Compares the pool's shards that are not yet compared, and decides about all candidates.
+
+    Raises:
+        UserError: The recipe protects nothing.
+        RunError: An image has vanished, or the thresholds let nearly everything through.
+    """
+    with stopwatch() as seconds:
+        section = _section(recipe)
+        jobs = _jobs(workspace, recipe)
+        missing = [job for job in jobs if not job.result.exists()]
+        function = functools.partial(find_in_shard, recipe, _protected_files(workspace, recipe))
+        map_shards(function, missing, recipe.runtime, title=STAGE)
+        path = leaks_path(workspace, recipe)
+        if not path.exists():
+            write_table(path, _all_decisions(workspace, recipe, jobs))
+        table = read_table(path)
+        counts, facts = _summary(table, int(offsets(workspace, recipe, POOL)[-1]), section)
+        left_out = len(removed_images(workspace, recipe))
+        counts["images left"] = counts["images"] - left_out
+    return StageReport(STAGE, result_key(workspace, recipe), counts, facts, seconds[0])
+
+
+def find_in_shard(recipe: MiningRecipe, sets: Sequence[SetFiles], job: Job) -> None:
+    """Finds and verifies a shard's candidates, and writes its part."""
+    memory_bytes = memory_per_worker(recipe.runtime)
+    pool = _Images(job.files)
+    with Reader(job.files.shards) as reader, Reader(shard for each in sets for shard in each.shards) as other_reader:
+        tables = [_find_against(recipe, pool, reader, _images(each), other_reader, memory_bytes) for each in sets]
+    write_table(job.result, pa.concat_tables(tables))
+
+
+def find_candidates(
+    pool: "_Images",
+    others: "_Images",
+    section: LeaksSection,
+    *,
+    flip: bool,
+    memory_bytes: int,
+    threads: int = 1,
+) -> Candidates:
+    """All pairs with a near embedding or a near hash.
+
+    Args:
+        pool: Of a shard.
+        others: The protected images.
+        section: The thresholds; whether labels must agree.
+        flip: Compare with the mirrored protected images.
+        memory_bytes: What the search may take.
+        threads: Of the search.
+    """
+    vectors = others.mirrored if flip else others.vectors
+    hashes = mirrored(others.hashes) if flip else others.hashes
+    near = [
+        (pairs.first, pairs.second)
+        for pairs in near_across(pool.hashes, hashes, section.max_hash_bits, memory_bytes=memory_bytes // 4)
+    ]
+    alike = similar_pairs(
+        pool.vectors,
+        vectors,
+        section.min_cosine,
+        memory_bytes=memory_bytes // 2,
+        threads=threads,
+        bound=others.bound(pool.vectors, section.min_cosine, flip=flip),
+    )
+    near += [(pairs.first, pairs.second) for pairs in alike]
+    both = [first * len(others.hashes) + second for first, second in near]
+    row, number = np.divmod(np.unique(np.concatenate([np.empty(0, np.int64), *both])), max(1, len(others.hashes)))
+    if section.within_label:
+        same = _same_label(pool.labels[row], others.labels[number])
+        row, number = row[same], number[same]
+    cosine = cosines(pool.vectors, row, vectors, number)
+    return Candidates(row, number, cosine, bits_apart(pool.hashes[row], hashes[number]))
+
+
+def _find_against(
+    recipe: MiningRecipe, pool: "_Images", reader: Reader, others: "_Images", other_reader: Reader, memory_bytes: int
+) -> pa.Table:
+    """The pairs of a shard with one protected set; of an original and a mirrored match, the better one."""
+    section = _section(recipe)
+    side = section.verification.side_px
+    seen = FeatureCache(functools.partial(pool.describe, reader, side), memory_bytes // 16)
+    known = FeatureCache(functools.partial(others.describe, other_reader, side), memory_bytes // 4)
+    tables = []
+    for flip in (False, True) if section.mirrored else (False,):
+        found = find_candidates(
+            pool, others, section, flip=flip, memory_bytes=memory_bytes, threads=threads_per_worker(recipe.runtime)
+        )
+        identical = (pool.sha256[found.row] == others.sha256[found.protected]).all(axis=1) & (not flip)
+        certain = (found.bits.astype(int) <= section.certain_hash_bits) & (found.cosine >= section.min_cosine)
+        counts, keypoints = _verified(found, identical | certain, seen, known, section, flip=flip)
+        columns = (
+            found.row,
+            [others.name] * len(found.row),
+            found.protected,
+            np.full(len(found.row), flip),
+            found.cosine,
+            found.bits.astype(np.int8),
+            identical,
+            _same_label(pool.labels[found.row], others.labels[found.protected]),
+            counts,
+            keypoints,
+        )
+        tables.append(pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIRS, strict=True)], PAIRS))
+    return _stronger(pa.concat_tables(tables))
+
+
+def _verified(
+    found: Candidates,
+    obvious: NDArray[np.bool_],
+    seen: FeatureCache[tuple[int, bool]],
+    known: FeatureCache[tuple[int, bool]],
+    section: LeaksSection,
+    *,
+    flip: bool,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The inliers of each pair, `NOT_ASKED` where it is obvious; and the keypoints of the poorer image."""
+    rule = section.verification
+    counts = np.full(len(found.row), NOT_ASKED, np.int32)
+    keypoints = np.full(len(found.row), NOT_ASKED, np.int32)
+    for at in np.flatnonzero(~obvious).tolist():  # by row: each image of the shard is described once
+        one, other = seen[int(found.row[at]), False], known[int(found.protected[at]), flip]
+        counts[at] = inliers(one, other, ratio=rule.ratio, ransac_px=rule.ransac_px)
+        keypoints[at] = min(len(one.points), len(other.points))
+    return counts, keypoints
+
+
+def _stronger(pairs: pa.Table) -> pa.Table:
+    """Of the rows about the same two images, the one with the better evidence; by row, then protected image."""
+    row, number = pairs["row"].to_numpy(), pairs["protected"].to_numpy()
+    asked = pairs["inliers"].to_numpy()
+    evidence = np.where(asked == NOT_ASKED, np.iinfo(np.int32).max, asked)
+    order = np.lexsort((pairs["mirrored"].to_numpy(), -pairs["cosine"].to_numpy(), -evidence, number, row))
+    new = np.ones(len(order), np.bool_)
+    new[1:] = (np.diff(row[order]) != 0) | (np.diff(number[order]) != 0)
+    return pairs.take(pa.array(order[new]))
+
+
+def _same_label(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether both images have a label, and the same."""
+    same: NDArray[np.bool_] = (first == second) & (first >= 0)
+    return same
+
+
+class _Images:
+    """The fingerprints of a set, in memory; its embeddings and images, read when they are needed."""
+
+    def __init__(self, files: SetFiles) -> None:
+        table = pa.concat_tables(read_table(path, _COLUMNS) for path in files.index)
+        self.name = files.name
+        self.hashes: NDArray[np.uint64] = table["phash"].to_numpy()
+        self.labels: NDArray[np.int32] = table["label"].to_numpy()
+        self.sha256 = sha256_rows(table["pixels_sha256"])
+        self.vectors = Vectors(files.embeddings, files.name)
+        self.mirrored = Vectors(files.mirrored, f"{files.name}, mirrored")
+        self._places = table.select(["path", "tar", "offset", "bytes"])
+        self._bounds: dict[bool, Bound] = {}
+
+    def bound(self, queries: Vectors, min_cosine: float, *, flip: bool) -> Bound:
+        """Fitted to the first shard that a process meets; another one would change the speed only."""
+        if flip not in self._bounds:
+            self._bounds[flip] = fit_bound(queries, self.mirrored if flip else self.vectors, min_cosine)
+        return self._bounds[flip]
+
+    def describe(self, reader: Reader, side_px: int, key: tuple[int, bool]) -> Features:
+        """The features of an image, by (number, mirrored)."""
+        number, flip = key
+        place = self._places.slice(number, 1).to_pylist()[0]
+        image = reader.image(place["path"], place["tar"], place["offset"], place["bytes"])
+        return describe(np.ascontiguousarray(image[:, ::-1]) if flip else image, side_px)
+
+
+@functools.lru_cache(maxsize=16)
+def _images(files: SetFiles) -> _Images:
+    return _Images(files)
+
+
+def _section(recipe: MiningRecipe) -> LeaksSection:
+    if recipe.leaks is None:
+        raise UserError("the recipe has no section `leaks`")
+    return recipe.leaks
+
+
+_DECIDING = {"drop_inliers", "review_inliers"}
+
+
+def _jobs(workspace: Workspace, recipe: MiningRecipe) -> list[Job]:
+    section = _section(recipe)
+    # What decides is not asked for yet.
+    settings = section.model_dump(mode="json", exclude={"drop_review_band": True, "verification": _DECIDING})
+    against = [score.set_key(workspace, recipe, protected(each.name)) for each in recipe.protected]
+    against += [each.name for each in recipe.protected]
+    jobs = []
+    for shard in shards_of(workspace, recipe, POOL):
+        inputs = [score.part_key(workspace, recipe, shard), index_part_key(shard), *against]
+        result = workspace.path(STAGE, "pairs", make_key("leak-pairs", settings, inputs), ".parquet")
+        jobs.append(Job(_files(workspace, recipe, shard.title, [shard], flip=False), result))
+    return jobs
+
+
+def _protected_files(workspace: Workspace, recipe: MiningRecipe) -> tuple[SetFiles, ...]:
+    flip = _section(recipe).mirrored
+    return tuple(
+        _files(workspace, recipe, each.name, shards_of(workspace, recipe, protected(each.name)), flip=flip)
+        for each in recipe.protected
+    )
+
+
+def _files(workspace: Workspace, recipe: MiningRecipe, name: str, shards: Sequence[Shard], *, flip: bool) -> SetFiles:
+    return SetFiles(
+        name,
+        tuple(index_path(workspace, shard) for shard in shards),
+        tuple(score.embeddings_path(workspace, recipe, shard) for shard in shards),
+        tuple(score.embeddings_path(workspace, recipe, shard, mirrored=True) for shard in shards if flip),
+        tuple(shards),
+    )
+
+
+def _all_decisions(workspace: Workspace, recipe: MiningRecipe, jobs: Sequence[Job]) -> pa.Table:
+    parts = []
+    for first, job in zip(offsets(workspace, recipe, POOL)[:-1], jobs, strict=True):
+        pairs = read_table(job.result)
+        image = pa.array(pairs["row"].to_numpy() + first, pa.int64())
+        columns = [image, *pairs.columns[1:], decide(pairs, _section(recipe))]
+        parts.append(pa.table(columns, schema=LEAKS))
+    return pa.concat_tables(parts)
+
+
+def _summary(table: pa.Table, images: int, section: LeaksSection) -> tuple[dict[str, int], dict[str, Any]]:
+    decision = np.array(table["decision"].to_pylist(), object)
+    image = table["image"].to_numpy()
+    same_label = table["same_label"].to_numpy()
+    dropped = np.unique(image[decision == DROP])
+    review = np.setdiff1d(image[decision == REVIEW], dropped)
+    counts = {
+        "images": images,
+        "candidate pairs": len(table),
+        "leaks": len(dropped),
+        "to review": len(review),
+    }
+    facts = {
+        "leaks_within_label": len(np.unique(image[(decision == DROP) & same_label])),
+        "leaks_identical_pixels": len(np.unique(image[table["identical"].to_numpy()])),
+        "leaks_mirrored": len(np.unique(image[(decision == DROP) & table["mirrored"].to_numpy()])),
+        "thresholds": section.model_dump(mode="json"),
+    }
+    return counts, facts

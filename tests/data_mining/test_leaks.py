@@ -1,0 +1,253 @@
+"""Leaks: candidates against a loop, the bands, and the whole stage on photographs with known copies."""
+
+import cv2
+import numpy as np
+import paddle
+import pyarrow as pa
+import pytest
+
+from data_mining import index, leaks, score
+from data_mining.leaks import DROP, KEEP, NOT_ASKED, PAIRS, REVIEW, decide, find_candidates
+from data_mining.pixels import mirrored
+from data_mining.recipe import LeaksSection, MiningRecipe
+from data_mining.shards import POOL, shards_of
+from data_mining.vectors import Vectors
+from data_mining.workspace import Workspace, read_table
+from distill.errors import RunError, UserError
+from distill.models import create_model
+from distill.weights import write_weights
+
+SIDE = 192
+
+
+class Set:
+    """What `find_candidates` needs of a set of images."""
+
+    def __init__(self, seed, count):
+        rng = np.random.default_rng(seed)
+        self.hashes = rng.integers(0, 8, count, dtype=np.uint64)
+        self.labels = rng.integers(-1, 3, count).astype(np.int32)
+        self.rows = rng.standard_normal((count, 6)).astype(np.float16)
+        self.flipped = rng.standard_normal((count, 6)).astype(np.float16)
+        self.vectors, self.mirrored = Vectors([self.rows], "set"), Vectors([self.flipped], "mirrored")
+
+    def bound(self, queries, min_cosine, *, flip):
+        return None
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("within_label", [False, True])
+def test_candidates_are_all_pairs_with_a_near_embedding_or_hash(flip, within_label):
+    pool, others = Set(0, 60), Set(1, 25)
+    section = LeaksSection(min_cosine=0.8, max_hash_bits=1, within_label=within_label)
+    if flip:
+        pool.hashes = mirrored(pool.hashes)
+    found = find_candidates(pool, others, section, flip=flip, memory_bytes=2**26)
+    vectors = (others.flipped if flip else others.rows).astype(float)
+    expected = []
+    for row, number in np.ndindex(60, 25):
+        one, two = pool.rows[row].astype(float), vectors[number]
+        cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+        other = mirrored(others.hashes)[number] if flip else others.hashes[number]
+        bits = bin(int(pool.hashes[row] ^ other)).count("1")
+        same = pool.labels[row] == others.labels[number] >= 0
+        if (cosine >= 0.8 or bits <= 1) and (same or not within_label):
+            expected.append((row, number, pytest.approx(cosine, abs=1e-6), bits))
+    columns = (found.row, found.protected, found.cosine, found.bits)
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+    assert len(expected) > 20
+
+
+def pairs(rows):
+    """Rows (row, protected, mirrored, cosine, hash_bits, inliers, keypoints)."""
+    values = [
+        dict(zip(("row", "protected", "mirrored", "cosine", "hash_bits", "inliers", "keypoints"), row, strict=True))
+        | {"protected_set": "test", "identical": False, "same_label": False}
+        for row in rows
+    ]
+    return pa.Table.from_pylist(values, PAIRS)
+
+
+def test_bands():
+    section = LeaksSection(min_cosine=0.5, max_hash_bits=8, verification={"drop_inliers": 20, "review_inliers": 10})
+    table = pairs(
+        [
+            (0, 0, False, 0.9, 30, 20, 99),
+            (0, 0, False, 0.9, 30, 19, 99),
+            (0, 0, False, 0.9, 30, 10, 99),
+            (0, 0, False, 0.9, 0, 9, 99),
+            (0, 0, False, 0.9, 0, NOT_ASKED, NOT_ASKED),
+            (0, 0, False, 0.9, 8, 0, 9),  # too few keypoints to tell, but the hash says so
+            (0, 0, False, 0.9, 9, 0, 9),
+        ]
+    )
+    assert decide(table, section).to_pylist() == [DROP, REVIEW, REVIEW, KEEP, DROP, REVIEW, KEEP]
+
+
+def test_the_stronger_of_original_and_mirrored_counts():
+    table = pairs(
+        [
+            (1, 5, False, 0.9, 3, 4, 99),
+            (1, 7, False, 0.7, 3, 4, 99),
+            (0, 5, False, 0.5, 0, NOT_ASKED, NOT_ASKED),
+            (1, 5, True, 0.1, 30, 40, 99),
+            (0, 5, True, 0.6, 0, 300, 99),
+            (1, 7, True, 0.8, 3, 4, 99),
+        ]
+    )
+    kept = leaks._stronger(table).select(["row", "protected", "mirrored"]).to_pylist()
+    assert [tuple(row.values()) for row in kept] == [(0, 5, False), (1, 5, True), (1, 7, True)]
+
+
+# --- the stage --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(photos, tmp_path_factory):
+    """Protected photographs, and a pool: copies of some of them in one folder, others' and innocent ones in another.
+
+    The network is random: its embeddings tell little, so that nearly all pairs are candidates and SIFT decides.
+    """
+    root = tmp_path_factory.mktemp("leaks")
+    protected = photos.names[:4]
+    for number, name in enumerate(protected):
+        save(root / f"test/{number}/{name}.png", photos.load(name, SIDE))
+    for edit, function in photos.edits.items():
+        save(root / f"pool/0/astronaut {edit}.jpg", function(photos.load("astronaut", SIDE)))
+    save(root / "pool/1/chelsea.png", photos.load("chelsea", SIDE))
+    save(root / "pool/1/coffee mirrored.jpg", photos.mirrored(photos.load("coffee", SIDE)))
+    for name in photos.names[4:]:
+        save(root / f"pool/1/{name}.jpg", photos.load(name, SIDE))
+    cv2.imwrite(str(root / "pool/1/white.png"), np.full((50, 60, 3), 255, np.uint8))
+    paddle.seed(1)
+    model = create_model("ResNet18_vd", 5, width=0.0625, stem_stride=4)
+    write_weights(root / "t.safetensors", {key: value.numpy() for key, value in model.state_dict().items()}, {})
+    return root
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def make_recipe(world, **section):
+    def folder(name):
+        return {"sources": [{"kind": "folder", "root": str(world / name), "labels": "sub_folders"}]}
+
+    verification = {"side_px": SIDE, "drop_inliers": 12, "review_inliers": 6}
+    return MiningRecipe.model_validate(
+        {
+            "name": "t",
+            "description": "",
+            "pool": folder("pool"),
+            "protected": [{"name": "test", **folder("test")}],
+            "leaks": {"min_cosine": -1.0, "max_hash_bits": 8, "verification": verification, **section},
+            "teacher": {
+                "kind": "network",
+                "name": "ResNet18_vd",
+                "width": 0.0625,
+                "weights": str(world / "t.safetensors"),
+                "num_classes": 5,
+                "resize_short_px": 32,
+                "crop_px": 32,
+                "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+            },
+            "score": {"top_classes": 2, "embedding_dim": 8},
+            "select": {"kind": "by_class", "images_per_class": 2},
+            "runtime": {"device": "cpu", "workers": 1},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(world, tmp_path_factory):
+    root = tmp_path_factory.mktemp("out")
+    with Workspace(root) as workspace:
+        index.run(workspace, make_recipe(world))
+        score.run(workspace, make_recipe(world))
+    return root
+
+
+def run(scored, recipe):
+    """The report, the names of the images that were removed, and the table."""
+    with Workspace(scored) as workspace:
+        report = leaks.run(workspace, recipe)
+        names = index.read_index(workspace, recipe, POOL, ["path"])["path"].to_pylist()
+        removed = {names[number].split("/")[-1] for number in leaks.removed_images(workspace, recipe)}
+        table = read_table(leaks.leaks_path(workspace, recipe))
+    return report, removed, table
+
+
+def test_copies_leave_and_others_stay(scored, world, photos):
+    report, removed, table = run(scored, make_recipe(world))
+    copies = {f"astronaut {edit}.jpg" for edit in photos.edits} | {"chelsea.png", "coffee mirrored.jpg"}
+    assert removed == copies
+    assert report.counts["leaks"] == len(copies)
+    assert report.counts["images left"] == report.counts["images"] - len(copies) == 4
+    rows = [row for row in table.to_pylist() if row["decision"] == DROP]
+    assert {row["protected"] for row in rows} == {0, 1, 2}
+    assert [row["mirrored"] for row in rows if row["protected"] == 2] == [True]
+    (identical,) = [row for row in rows if row["identical"]]
+    assert (identical["inliers"], identical["hash_bits"]) == (NOT_ASKED, 0)
+    assert report.facts["leaks_within_label"] == len(photos.edits) + 1
+
+
+def test_without_the_mirrored_pass_mirrored_copies_stay(scored, world):
+    _, removed, _ = run(scored, make_recipe(world, mirrored=False))
+    assert "coffee mirrored.jpg" not in removed
+    assert "chelsea.png" in removed
+
+
+def test_hashes_alone_miss_crops(scored, world):
+    _, removed, _ = run(scored, make_recipe(world, min_cosine=1.0))
+    assert "astronaut crop 25.jpg" not in removed
+    assert {"astronaut jpeg.jpg", "astronaut blur.jpg", "coffee mirrored.jpg", "chelsea.png"} <= removed
+
+
+def test_within_one_label_only_as_ssld_did(scored, world, photos):
+    _, removed, _ = run(scored, make_recipe(world, within_label=True))
+    assert removed == {f"astronaut {edit}.jpg" for edit in photos.edits} | {"chelsea.png"}
+
+
+def test_a_threshold_of_the_decision_verifies_nothing_again(scored, world, monkeypatch):
+    run(scored, make_recipe(world))
+    monkeypatch.setattr(leaks, "find_in_shard", lambda *_: pytest.fail("a shard is compared again"))
+    rule = {"side_px": SIDE, "drop_inliers": 100_000, "review_inliers": 12}
+    report, removed, table = run(scored, make_recipe(world, verification=rule, drop_review_band=False))
+    assert removed == {"chelsea.png"}  # identical pixels need no inliers
+    assert report.counts["to review"] >= 12
+    assert set(table["decision"].to_pylist()) == {DROP, REVIEW, KEEP}
+
+
+def test_parts_are_the_same_however_they_come_about(scored, world, tmp_path):
+    """One worker or two, much memory or little."""
+    recipe = make_recipe(world)
+    run(scored, recipe)
+    with Workspace(scored) as workspace:
+        results = [job.result for job in leaks._jobs(workspace, recipe)]
+        assert len(results) == len(shards_of(workspace, recipe, POOL)) == 2
+    before = [path.read_bytes() for path in results]
+    for path in results:
+        path.unlink()
+    small = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"workers": 2, "memory": "20MiB"})})
+    run(scored, small)
+    assert [path.read_bytes() for path in results] == before
+
+
+def test_an_image_that_vanishes_meanwhile_is_named(scored, world):
+    path = world / "test/0/astronaut.png"
+    recipe = make_recipe(world, certain_hash_bits=0)
+    with Workspace(scored) as workspace:
+        shards_of(workspace, recipe, "protected-test")
+        away = path.rename(world / "away.png")
+        try:
+            with pytest.raises(RunError, match=r"astronaut\.png"):
+                leaks.run(workspace, recipe)
+        finally:
+            away.rename(path)
+
+
+def test_a_recipe_without_the_section_is_told(scored, world):
+    recipe = make_recipe(world).model_copy(update={"leaks": None})
+    with Workspace(scored) as workspace, pytest.raises(UserError, match="section `leaks`"):
+        leaks.run(workspace, recipe)
