@@ -71,7 +71,7 @@ def teacher_file(tmp_path_factory):
 def recipe_of():
     """A recipe for a pool; any section can be given or replaced."""
 
-    def recipe(pool, teacher="teacher.onnx", **sections):
+    def recipe(pool, teacher="teacher.onnx", /, **sections):
         values = {
             "name": "small",
             "description": "",
