@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from paddle import Tensor, nn
 
 from distill.errors import RunError, UserError
-from distill.models import create_model
+from distill.models import build_model
 from distill.normalization import normalize
 from distill.parallel import Device
 from distill.recipe import NormalizationSection, TeacherModel
@@ -88,13 +88,7 @@ def open_teacher_engine(
         UserError: Weights that do not fit, or an engine or precision that the device has not.
         RunError: The engine's answers are not those of the plain model.
     """
-    model = create_model(
-        teacher.name,
-        num_classes,
-        width=teacher.width,
-        stem_stride=teacher.stem_stride,
-        data_format=teacher.data_format,
-    )
+    model = build_model(teacher, num_classes)
     load_into(model, Path(teacher.weights))
     return open_engine(
         model,

@@ -12,7 +12,7 @@ from distill.data.types import Batch, Failure
 from distill.display import Display
 from distill.errors import RunError
 from distill.metrics import topk_hits
-from distill.models import create_model
+from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
 from distill.parallel import DeviceKind, setup_process
 from distill.recipe import EvaluationSection, NormalizationSection, Recipe, Stage
@@ -95,13 +95,7 @@ def evaluate_weights(recipe: Recipe, weights: Path, *, device: DeviceKind = "aut
     """
     setup_process(device)
     stage = recipe.stages[-1]
-    model = create_model(
-        recipe.model.name,
-        recipe.num_classes,
-        width=recipe.model.width,
-        stem_stride=recipe.model.stem_stride,
-        data_format=recipe.model.data_format,
-    )
+    model = build_model(recipe.model, recipe.num_classes)
     load_into(model, weights)
     loader = open_evaluation(stage, recipe)
     with Display("evaluate", len(loader), unit="batch") as display:

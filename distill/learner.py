@@ -13,11 +13,11 @@ from distill.data.types import Batch
 from distill.errors import RunError
 from distill.evaluate import Evaluation, measure
 from distill.losses.pipeline import DistillationLoss, Targets
-from distill.models import create_model
+from distill.models import build_model
 from distill.normalization import mix_images, normalize, to_unit_range
 from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
-from distill.recipe import ModelSection, Recipe, Stage
+from distill.recipe import Recipe
 from distill.student import Student
 from distill.teacher import Teacher
 from distill.weights import load_into
@@ -30,7 +30,7 @@ class Learner:
         stage = recipe.stages[number]
         self.stage, self.model_section = stage, recipe.model
         paddle.seed((recipe.seed + number) % 2**63)  # of the weights' initialisation
-        model = build_model(recipe.model, recipe.num_classes, stage)
+        model = build_model(recipe.model, recipe.num_classes, stage_lr_multipliers=stage.stage_lr_multipliers)
         source = start_from or recipe.model.weights
         if source is not None:
             load_into(model, Path(source))
@@ -138,18 +138,6 @@ class Learner:
     def scaler_state(self) -> dict[str, Any]:
         """The loss scaler's state, as JSON can hold it; empty on a CPU."""
         return {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()}
-
-
-def build_model(section: ModelSection, num_classes: int, stage: Stage) -> paddle.nn.Layer:
-    """The network that a stage trains."""
-    return create_model(
-        section.name,
-        num_classes,
-        width=section.width,
-        stem_stride=section.stem_stride,
-        stage_lr_multipliers=stage.stage_lr_multipliers,
-        data_format=section.data_format,
-    )
 
 
 def set_state(layer: paddle.nn.Layer, arrays: dict[str, np.ndarray]) -> None:

@@ -14,7 +14,7 @@ from distill.data.augment import evaluation_view
 from distill.data.decode import decode_image
 from distill.data.types import UndecodableImage
 from distill.errors import UserError
-from distill.models import create_model
+from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
 from distill.parallel import DeviceKind, setup_process
 from distill.recipe import Recipe, Stage
@@ -85,13 +85,7 @@ def predict(
     recipe, weights = _open_run(run, weights)
     names = read_class_names(class_names, recipe.num_classes) if class_names is not None else None
     setup_process(device)
-    model = create_model(
-        recipe.model.name,
-        recipe.num_classes,
-        width=recipe.model.width,
-        stem_stride=recipe.model.stem_stride,
-        data_format=recipe.model.data_format,
-    )
+    model = build_model(recipe.model, recipe.num_classes)
     load_into(model, weights)
     return predict_images(model, images, recipe=recipe, top_k=top_k, names=names)
 

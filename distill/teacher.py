@@ -12,7 +12,7 @@ from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 from distill.engine import open_engine
 from distill.errors import UserError
 from distill.losses.log_probabilities import log_softmax
-from distill.models import create_model
+from distill.models import build_model
 from distill.normalization import normalize
 from distill.parallel import Device
 from distill.recipe import NormalizationSection, TeacherModel, TeacherSection
@@ -106,13 +106,7 @@ class _Member:
     def __init__(
         self, section: TeacherModel, num_classes: int, student_normalization: NormalizationSection, batch_norm: str
     ) -> None:
-        self.model = create_model(
-            section.name,
-            num_classes,
-            width=section.width,
-            stem_stride=section.stem_stride,
-            data_format=section.data_format,
-        )
+        self.model = build_model(section, num_classes)
         load_into(self.model, Path(section.weights))
         freeze(self.model, batch_statistics=batch_norm == "batch")
         self.normalization = section.normalization or student_normalization

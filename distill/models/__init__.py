@@ -10,8 +10,9 @@ from distill.models.specs import SPECS, check_model_name
 
 if TYPE_CHECKING:
     from distill.models.resnet import ResNet
+    from distill.recipe import ModelSection
 
-__all__ = ["create_model", "model_names"]
+__all__ = ["build_model", "create_model", "model_names"]
 
 
 def model_names() -> list[str]:
@@ -55,3 +56,17 @@ def create_model(
     # Optimizer states are keyed by automatic parameter names; the guard starts their numbering anew.
     with paddle.utils.unique_name.guard():
         return ResNet(plan, stage_lr_multipliers=stage_lr_multipliers, data_format=data_format)
+
+
+def build_model(
+    section: ModelSection, num_classes: int, *, stage_lr_multipliers: Sequence[float] | None = None
+) -> ResNet:
+    """`create_model` for the network that a section of a recipe states; its weights are not loaded."""
+    return create_model(
+        section.name,
+        num_classes,
+        width=section.width,
+        stem_stride=section.stem_stride,
+        stage_lr_multipliers=stage_lr_multipliers,
+        data_format=section.data_format,
+    )
