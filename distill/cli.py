@@ -360,6 +360,9 @@ def main(arguments: list[str] | None = None) -> None:
     except DistillError as error:
         if "--debug" in arguments:
             raise
+        if error.leave_at_once:
+            _say(str(error))
+            os._exit(error.exit_status)
         _fail(str(error), status=error.exit_status)
     except Exception as error:
         if "--debug" in arguments:
@@ -369,6 +372,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, *, status: int) -> None:
+    _say(message)
+    sys.exit(status)
+
+
+def _say(message: str) -> None:
     colour = None if "NO_COLOR" in os.environ else typer.colors.RED
     typer.secho(f"error: {message}", fg=colour, err=True)
-    sys.exit(status)

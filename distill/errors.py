@@ -8,6 +8,7 @@ class DistillError(Exception):
     """Base of all errors that are explained to the user without a traceback."""
 
     exit_status = 1
+    leave_at_once = False  # whether the process cannot end in an orderly way, because a thread of it hangs
 
 
 class UserError(DistillError):

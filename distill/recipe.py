@@ -354,6 +354,9 @@ class RuntimeSection(Section):
     loader_threads: Count = 2
     loader_processes: Annotated[int, Field(ge=0, description="0: threads only.")] = 0
     prefetch_batches: Count = 4
+    read_timeout_seconds: Annotated[
+        float, Field(gt=0.0, description="A batch that takes longer stops the run and names the file being read.")
+    ] = 600.0
     log_every_steps: Count = 20
     checkpoint_every_minutes: Annotated[float, Field(gt=0.0)] = 15.0
     checkpoint_every_steps: Annotated[int | None, Field(ge=1)] = None

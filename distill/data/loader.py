@@ -18,6 +18,7 @@ from distill.data.mix import keep_samples, mixup_plan
 from distill.data.random import Stream, generator
 from distill.data.sampler import MicroBatchPlan, epoch_order
 from distill.data.types import UNLABELLED, Batch, Failure, Image, ImageSource, IntArray, UndecodableImage
+from distill.data.watch import StuckReading, reading, watched
 from distill.errors import RunError, UserError
 from distill.recipe import EvaluationSection, RuntimeSection, Stage
 
@@ -217,7 +218,8 @@ def _read_views(
     failures: list[Failure] = []
     for place, index in enumerate(indices.tolist()):
         try:
-            view = make_view(source.read(index), index)
+            with reading(source, index):
+                view = make_view(source.read(index), index)
         except UndecodableImage as error:
             failures.append(Failure(error.name, error.reason))
             continue
@@ -269,9 +271,13 @@ def _run_ahead(elements: Sequence[Batch] | _Numbered, runtime: RuntimeSection) -
         batches = batches.mp_prefetch(options, worker_init_fn=_prepare_process)
     iterator = iter(batches)
     try:
-        yield from iterator
-    finally:
+        yield from watched(iterator, runtime.read_timeout_seconds)
+    except StuckReading:
+        raise  # closing would wait for the thread that hangs
+    except BaseException:
         iterator.close()
+        raise
+    iterator.close()
 
 
 def _prepare_process(*_: int) -> None:

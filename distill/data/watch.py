@@ -1,0 +1,86 @@
+"""A reading that hangs, on a dead network disk say, ends as an error that names the file."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from distill.data.types import ImageSource
+from distill.errors import RunError
+
+Element = TypeVar("Element")
+
+# Which image each thread is reading, and since when. Of the process, because Grain owns the threads.
+_READING: dict[int, tuple[ImageSource, int, float]] = {}
+
+
+class StuckReading(RunError):
+    """A file could not be read in time. Its thread cannot be ended: end the process without waiting for it."""
+
+    leave_at_once = True
+
+
+@contextmanager
+def reading(source: ImageSource, index: int) -> Iterator[None]:
+    """Notes that this thread reads an image."""
+    thread = threading.get_ident()
+    _READING[thread] = (source, index, time.monotonic())
+    try:
+        yield
+    finally:
+        del _READING[thread]
+
+
+def slowest_reading() -> str | None:
+    """The image that has been read for longest, with the time; None where no thread of this process reads."""
+    now = time.monotonic()
+    readings = sorted(_READING.copy().values(), key=lambda entry: entry[2])
+    if not readings:
+        return None
+    source, index, since = readings[0]
+    return f"{source.name(index)} (for {now - since:.0f} s)"
+
+
+def watched(elements: Iterator[Element], timeout_seconds: float) -> Iterator[Element]:
+    """Passes the elements on, waiting no longer than `timeout_seconds` for each.
+
+    Raises:
+        StuckReading: An element took longer; names the file.
+    """
+    wanted: SimpleQueue[bool] = SimpleQueue()
+    results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    end = object()
+
+    def fetch() -> None:
+        while wanted.get():
+            try:
+                results.put((next(elements, end), None))
+            except BaseException as error:
+                results.put((end, error))
+
+    # A daemon: a thread stuck in the kernel must not keep the process alive.
+    threading.Thread(target=fetch, name="watched-reading", daemon=True).start()
+    try:
+        while True:
+            wanted.put(True)
+            try:
+                element, error = results.get(timeout=timeout_seconds)
+            except Empty:
+                raise StuckReading(_stuck(timeout_seconds)) from None
+            if error is not None:
+                raise error
+            if element is end:
+                return
+            yield element
+    finally:
+        wanted.put(False)
+
+
+def _stuck(timeout_seconds: float) -> str:
+    slowest = slowest_reading() or "unknown: the files are read by loader_processes; 0 of them names it"
+    return (
+        f"no batch for {timeout_seconds:g} s (runtime.read_timeout_seconds). The file being read: {slowest}. "
+        "Check the disk or the network behind it; the last checkpoint is intact"
+    )

@@ -1,0 +1,78 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from distill.data.watch import StuckReading, reading, slowest_reading, watched
+
+
+class Named:
+    def name(self, index):
+        return f"disk/{index}.jpg"
+
+
+def test_elements_pass_in_order():
+    assert list(watched(iter(range(100)), 5.0)) == list(range(100))
+
+
+def test_an_error_passes_as_it_is():
+    def elements():
+        yield 1
+        raise ValueError("the reason")
+
+    found = watched(elements(), 5.0)
+    assert next(found) == 1
+    with pytest.raises(ValueError, match="the reason"):
+        next(found)
+
+
+def test_a_reading_that_hangs_is_named():
+    release, left = threading.Event(), threading.Event()
+
+    def elements():
+        yield 0
+        with reading(Named(), 7):
+            release.wait(20)
+        left.set()
+        yield 1
+
+    found = watched(elements(), 0.3)
+    assert next(found) == 0
+    with pytest.raises(StuckReading, match=r"no batch for 0\.3 s .*disk/7\.jpg \(for 0 s\)"):
+        next(found)
+    release.set()
+    assert left.wait(20)
+
+
+def test_nothing_is_left_noted_behind_a_reading():
+    with reading(Named(), 1):
+        assert slowest_reading().startswith("disk/1.jpg")
+    assert slowest_reading() is None
+
+
+def test_a_run_whose_disk_hangs_ends_and_names_the_file(digits, tmp_path):
+    recipe = digits.recipe(tmp_path / "digits.yaml", runtime={"read_timeout_seconds": 1.0})
+    code = (
+        "import sys, time\n"
+        "from distill.data.idx import IdxImages\n"
+        "plain = IdxImages.read\n"
+        "IdxImages.read = lambda self, index: time.sleep(3600) if index == 5 else plain(self, index)\n"
+        "from distill.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["train", str(recipe), "--output", str(tmp_path / "run"), "--device", "cpu"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+    assert time.monotonic() - started < 110
+    assert done.returncode == 1
+    assert "train-images.gz#5" in done.stderr
+    assert "Traceback" not in done.stderr
