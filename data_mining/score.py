@@ -11,7 +11,6 @@ computes in another order: its scores differ by some 1e-5.
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data_mining.executors import map_shards, worker_count
+from data_mining.executors import map_shards, threads_per_worker
 from data_mining.index import Reader, index_path, offsets
 from data_mining.index import part_key as index_part_key
 from data_mining.projection import Projection, fit_projection
 from data_mining.ranking import Ranking, rank_classes
-from data_mining.recipe import AnyTeacher, MiningRecipe, NetworkTeacher, OnnxTeacher, RuntimeSection
+from data_mining.recipe import AnyTeacher, MiningRecipe, NetworkTeacher, OnnxTeacher
 from data_mining.shards import POOL, Shard, set_names, shards_of, to_do
 from data_mining.workspace import (
     StageReport,
@@ -316,7 +315,7 @@ def _answers(workspace: Workspace, recipe: MiningRecipe, engine: "Engine", job: 
         table = table.take(pa.array(job.rows, pa.int64()))
     size = recipe.runtime.batch_size
     batches = [table.slice(first, size).to_pylist() for first in range(0, len(table), size)]
-    with Reader([job.shard]) as reader, ThreadPoolExecutor(_threads(recipe.runtime)) as pool:
+    with Reader([job.shard]) as reader, ThreadPoolExecutor(threads_per_worker(recipe.runtime)) as pool:
         view = functools.partial(_view, reader, recipe, job.mirrored)
         reading: list[Future[Image]] = []
         for number in range(len(batches) + 1):
@@ -346,7 +345,9 @@ def _check_finite(answers: "Answers", rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _engine(recipe: MiningRecipe) -> "Engine":
-    return _open_engine(recipe.teacher, recipe.score.precision, recipe.runtime.device, _threads(recipe.runtime))
+    return _open_engine(
+        recipe.teacher, recipe.score.precision, recipe.runtime.device, threads_per_worker(recipe.runtime)
+    )
 
 
 @functools.cache  # a worker opens its engine once, for all its shards
@@ -363,11 +364,13 @@ def _open_engine(teacher: AnyTeacher, precision: "Precision", device: "DeviceKin
             logits_output=teacher.logits_output,
             embedding_output=teacher.embedding_output,
         )
-    from distill.engine import open_teacher_engine
     from distill.parallel import Device, setup_process
+
+    kind = setup_process(device).kind  # before anything imports Paddle
+
+    from distill.engine import open_teacher_engine
     from distill.recipe import TeacherModel
 
-    kind = setup_process(device).kind
     network = TeacherModel(
         name=teacher.name, width=teacher.width, stem_stride=teacher.stem_stride, weights=teacher.weights
     )
@@ -379,11 +382,6 @@ def _open_engine(teacher: AnyTeacher, precision: "Precision", device: "DeviceKin
         precision=precision,
         check_px=teacher.crop_px,
     )
-
-
-def _threads(runtime: RuntimeSection) -> int:
-    """Threads of one worker."""
-    return max(1, len(os.sched_getaffinity(0)) // worker_count(runtime))
 
 
 def _with_workers(recipe: MiningRecipe) -> MiningRecipe:
