@@ -140,29 +140,31 @@ def neighbour_pairs(index: Any, vectors: Vectors, first: int, end: int, *, neigh
     return Pairs(high, low, cosine).take(cosine >= np.float32(min_cosine))
 
 
-def audit(vectors: Vectors, found: Iterable[Pairs], min_cosine: float, images: int, *, memory_bytes: int) -> Recall:
+def audit(vectors: Vectors, found: Iterable[Pairs], min_cosine: float, sample: Rows, *, memory_bytes: int) -> Recall:
     """Measures which share of the pairs was found.
 
     Args:
         vectors: All of them.
-        found: The stream of found pairs, larger row first; a pair may come more than once.
+        found: The stream of found pairs of rows; a pair may come more than once.
         min_cosine: Of the pairs.
-        images: How many, spread evenly, whose pairs are searched exactly.
+        sample: The rows whose pairs are searched exactly, ascending.
         memory_bytes: What the exact search may take.
     """
-    size = min(images, len(vectors))
-    sample = np.arange(size, dtype=np.int64) * len(vectors) // max(1, size)
     true = np.empty(0, np.int64)
-    for pairs in similar_pairs(
-        Vectors([vectors.take(sample)], vectors.title), vectors, min_cosine, memory_bytes=memory_bytes
-    ):
+    for pairs in similar_pairs(vectors.only(sample), vectors, min_cosine, memory_bytes=memory_bytes):
         true = np.union1d(true, _codes(sample[pairs.first], pairs.second, len(vectors)))
     seen = np.empty(0, np.int64)
     for pairs in found:
         touches = np.isin(pairs.first, sample) | np.isin(pairs.second, sample)
         seen = np.union1d(seen, _codes(pairs.first[touches], pairs.second[touches], len(vectors)))
     hits = len(np.intersect1d(true, seen))
-    return Recall(size, len(true), hits, *wilson(hits, len(true)))
+    return Recall(len(sample), len(true), hits, *wilson(hits, len(true)))
+
+
+def evenly(first: int, end: int, count: int) -> Rows:
+    """At most `count` of the rows [first, end), evenly spread."""
+    size = min(count, end - first)
+    return first + np.arange(size, dtype=np.int64) * (end - first) // max(1, size)
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:

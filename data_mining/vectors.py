@@ -4,6 +4,7 @@ Everything else speaks of row numbers; the cosine of two rows is computed here a
 numbers as they are stored, so that it is the same whatever found the pair and in whichever block.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,25 @@ class Vectors:
         shapes = [_opened(part).shape for part in parts]
         self._parts = [part for part, shape in zip(parts, shapes, strict=True) if shape[0]]
         self._ends = np.cumsum([shape[0] for shape in shapes if shape[0]], dtype=np.int64)
+        self._chosen: Rows | None = None
         self.title = title
         self.dimension = int(shapes[0][1]) if shapes else 0
 
     def __len__(self) -> int:
+        if self._chosen is not None:
+            return len(self._chosen)
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def only(self, chosen: Rows) -> "Vectors":
+        """Some of the vectors, by ascending row, as if there were no others; nothing is copied."""
+        some = copy.copy(self)
+        some._chosen = chosen if self._chosen is None else self._chosen[chosen]
+        return some
 
     def rows(self, first: int, end: int) -> NDArray[Any]:
         """The rows [first, end) as they are stored; a view where one part holds them all."""
+        if self._chosen is not None:
+            return self.take(np.arange(first, end))
         pieces = []
         at = int(np.searchsorted(self._ends, first, side="right"))
         while first < end:
@@ -78,6 +90,8 @@ class Vectors:
 
     def take(self, rows: Rows) -> NDArray[Any]:
         """Some rows in any order: [M, D]."""
+        if self._chosen is not None:
+            rows = self._chosen[rows]
         if len(self._parts) == 1:
             return np.asarray(_opened(self._parts[0])[rows])
         part_of = np.searchsorted(self._ends, rows, side="right")

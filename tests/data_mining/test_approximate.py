@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from data_mining import approximate
-from data_mining.approximate import audit, build_index, default_factory, neighbour_pairs, open_index, wilson
+from data_mining.approximate import audit, build_index, default_factory, evenly, neighbour_pairs, open_index, wilson
 from data_mining.similarity import similar_pairs
 from data_mining.vectors import Pairs, Vectors
 from distill.errors import UserError
@@ -64,9 +64,9 @@ def test_few_cells_find_fewer_and_the_audit_says_how_many(vectors, exact, tmp_pa
     hits = as_dict(found)
     assert set(hits) < set(exact)
     assert hits == {pair: exact[pair] for pair in hits}
-    measured = audit(vectors, found, 0.9, COUNT, memory_bytes=MEMORY)  # a sample that is everything
+    measured = audit(vectors, found, 0.9, evenly(0, COUNT, COUNT), memory_bytes=MEMORY)  # a sample that is everything
     assert (measured.pairs, measured.found) == (len(exact), len(hits))
-    some = audit(vectors, found, 0.9, 500, memory_bytes=MEMORY)
+    some = audit(vectors, found, 0.9, evenly(0, COUNT, 500), memory_bytes=MEMORY)
     sample = {row * COUNT // 500 for row in range(500)}
     touched = {pair for pair in exact if sample & set(pair)}
     assert (some.images, some.pairs, some.found) == (500, len(touched), len(touched & set(hits)))
@@ -117,7 +117,7 @@ def test_more_like_an_image_than_neighbours_are_asked_for(tmp_path):
     index = open_index(tmp_path / "index", nprobe=2, threads=1)
     pairs = neighbour_pairs(index, vectors, 0, 200, neighbours=5, min_cosine=0.9)
     assert 200 <= len(pairs) <= 1_200
-    measured = audit(vectors, [pairs], 0.9, 200, memory_bytes=MEMORY)
+    measured = audit(vectors, [pairs], 0.9, evenly(0, 200, 200), memory_bytes=MEMORY)
     assert measured.pairs == 200 * 199 // 2
     assert measured.recall < 0.1
 
@@ -131,7 +131,7 @@ def test_wilson_is_scipys(hits, trials):
 def test_nothing_to_audit():
     vectors = Vectors([np.eye(8, dtype=np.float16)], "pool")
     none = Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    measured = audit(vectors, [none], 0.9, 100, memory_bytes=MEMORY)
+    measured = audit(vectors, [none], 0.9, evenly(0, 8, 100), memory_bytes=MEMORY)
     assert (measured.images, measured.pairs, measured.recall) == (8, 0, None)
     assert (measured.low, measured.high) == (0.0, 1.0)
 

@@ -37,6 +37,17 @@ def test_rows_in_any_order(parts, whole):
     np.testing.assert_array_equal(Vectors(parts, "test").take(rows), whole[rows])
 
 
+def test_only_some_rows(parts, whole):
+    chosen = np.array([1, 2, 4, 7])
+    some = Vectors(parts, "test").only(chosen)
+    assert len(some) == 4
+    np.testing.assert_array_equal(some.rows(1, 4), whole[[2, 4, 7]])
+    np.testing.assert_array_equal(some.take(np.array([3, 0])), whole[[7, 1]])
+    np.testing.assert_array_equal(some.only(np.array([0, 3])).rows(0, 2), whole[[1, 7]])
+    np.testing.assert_allclose(np.linalg.norm(some.unit(0, 4), axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(some.sample(2), whole[[1, 4]])
+
+
 def test_cosines_are_those_of_float64(parts, whole):
     rng = np.random.default_rng(1)
     first, second = rng.integers(0, len(whole), (2, 30))
