@@ -117,7 +117,8 @@ def train_stage(
             records.append(step + 1, *update(learner, batches, rate, position, stage, len(source), journal))
 
             epoch, into_epoch = divmod(position.step, loader.steps_per_epoch)
-            save_now = stop.signal is not None or into_epoch == 0 or saver.is_due()
+            stopping = stop.signal  # read once: a signal that comes later in this turn waits for the next
+            save_now = stopping is not None or into_epoch == 0 or saver.is_due()
             if save_now or position.step % recipe.runtime.log_every_steps == 0:
                 means = records.drain()  # stops here when a loss was not finite: never save behind one
                 journal.training(step=position.step, images=position.images, rate=rate, terms=means)
@@ -127,11 +128,11 @@ def train_stage(
                     evaluate_epoch(learner, evaluation_loader, folder, position, journal)
             if save_now:
                 saver.save()
-            if stop.signal is not None:
+            if stopping is not None:
                 raise Interrupted(
-                    f"stopped by {signal.Signals(stop.signal).name} at step {position.step} of {last_step} of stage "
+                    f"stopped by {signal.Signals(stopping).name} at step {position.step} of {last_step} of stage "
                     f"{stage.name}; the state is saved, --resume goes on from here",
-                    stop.signal,
+                    stopping,
                 )
     write_weights(folder / "student.safetensors", learner.result_weights())
     return StageResult(Evaluation(**position.evaluation or {}), position.best_top1, position.step, position.seconds)
