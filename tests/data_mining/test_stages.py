@@ -1,0 +1,204 @@
+"""All stages on a small pool: what they choose, and that nothing which interrupts them shows in the result."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_mining.stages import STAGES, run_stages, stages_of
+from data_mining.workspace import Part, Workspace
+from distill.data.image_list import open_image_list
+from distill.errors import UserError
+from distill.recipe_file import resolved_yaml
+
+NEVER_EQUAL = ("report.json", "report.html", "lock", "recipe.yaml")  # they hold times; the recipe how it was run
+
+RUN = """
+import os, signal, sys
+from data_mining import cli
+
+renames, target = int(sys.argv[1]), os.replace
+
+def replace(source, place):
+    global renames
+    renames -= 1
+    if renames == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    target(source, place)
+
+os.replace = replace
+cli.main(sys.argv[2:])
+"""
+"""A run that is killed at its n-th rename, which is where a file becomes visible; 0: never."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, draw, write):
+    """A pool of three folders with a leak, a mirrored leak, an exact duplicate and a file that is no image."""
+    root = tmp_path_factory.mktemp("world")
+    for number in range(24):
+        write(root / "pool" / "abc"[number % 3] / f"{number:02d}.png", draw(number))
+    for number in range(100, 104):
+        write(root / "test" / f"{number}.png", draw(number))
+    for number in range(200, 206):
+        write(root / "train" / str(number % 2) / f"{number}.png", draw(number))
+    write(root / "pool" / "a" / "leak.jpg", draw(100))
+    write(root / "pool" / "b" / "mirrored.png", np.ascontiguousarray(draw(101)[:, ::-1]))
+    write(root / "pool" / "c" / "twin.bmp", draw(3))
+    (root / "pool" / "c" / "broken.jpg").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture
+def sections(world):
+    """Of a recipe with all stages."""
+    verification = {"side_px": 144, "drop_inliers": 12, "review_inliers": 8}
+    source = {"kind": "folder", "root": str(world / "pool")}
+    return {
+        "pool": {"sources": [source], "max_undecodable_fraction": 0.1},
+        "labelled": {
+            "name": "train",
+            "sources": [{"kind": "folder", "root": str(world / "train"), "labels": "sub_folders"}],
+        },
+        "protected": [{"name": "test", "sources": [{"kind": "folder", "root": str(world / "test")}]}],
+        "leaks": {"min_cosine": 0.9, "max_hash_bits": 8, "verification": verification},
+        "duplicates": {"min_cosine": 0.98, "max_hash_bits": 4},
+        "select": {"kind": "by_class", "images_per_class": 4, "classes_per_image": 2},
+        "pack": {"short_side_px": 48, "images_per_tar": 5},
+    }
+
+
+def run(root, recipe, names=None, part=None):
+    told = []
+    with Workspace(root, part) as workspace:
+        run_stages(workspace, recipe, names or stages_of(recipe), tell=told.append)
+    return told
+
+
+def artefacts(root):
+    """The bytes of everything that must not depend on how the run went."""
+    files = [path for path in root.rglob("*") if path.is_file() and not path.name.lstrip(".").startswith(NEVER_EQUAL)]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def lists(root):
+    """The artefacts whose content holds no path of the output folder."""
+    return {name: data for name, data in artefacts(root).items() if not name.startswith("packed")}
+
+
+@pytest.fixture
+def small(world, sections, teacher_file, recipe_of):
+    def recipe(**changes):
+        return recipe_of(world / "pool", teacher_file, **{**sections, **changes})
+
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Filled by the first test that needs it: the artefacts of an undisturbed run."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(reference, small, tmp_path_factory):
+    if not reference:
+        root = tmp_path_factory.mktemp("reference") / "out"
+        reference.update(told=run(root, small()), files=lists(root), root=root)
+    return reference
+
+
+def test_the_whole_way_from_a_pool_to_a_list(undisturbed, world):
+    root = undisturbed["root"]
+    assert [line.split(":")[0] for line in undisturbed["told"]] == list(STAGES)
+    selected = pq.read_table(root / "selected.parquet").to_pylist()
+    names = [os.path.basename(row["path"]) for row in selected]
+    assert len(set(names)) == len(names) > 8
+    assert not {"leak.jpg", "mirrored.png", "broken.jpg"} & set(names)
+    assert len({"03.png", "twin.bmp"} & set(names)) <= 1
+    assert max(np.bincount([row["label"] for row in selected])) <= 4
+    images = open_image_list(root / "selected.txt", world, 4)
+    packed = open_image_list(root / "packed.txt", world, 4)
+    assert images.labels.tolist() == packed.labels.tolist() == [row["label"] for row in selected]
+    for row in range(len(images)):
+        small = cv2.resize(images.read(row), packed.read(row).shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(small.astype(int) - packed.read(row)).mean() < 14
+    assert json.loads((root / "report.json").read_text())
+    assert "</html>" in (root / "report.html").read_text()
+    assert not [path for path in root.rglob(".tmp-*")]
+
+
+def test_memory_and_batches_do_not_show(undisturbed, small, tmp_path):
+    runtime = {"device": "cpu", "workers": 1, "memory": "300MiB", "batch_size": 5}
+    run(tmp_path / "out", small(runtime=runtime))
+    assert lists(tmp_path / "out") == undisturbed["files"]
+
+
+def test_parts_do_not_show(undisturbed, small, tmp_path):
+    recipe, out = small(), tmp_path / "out"
+    for stage in ("index", "score"):
+        for number in (1, 0):
+            run(out, recipe, [stage], Part(number, 2))
+    run(out, recipe)
+    assert lists(out) == undisturbed["files"]
+
+
+def test_what_needs_all_images_cannot_be_shared(small, tmp_path):
+    with pytest.raises(UserError, match=r"--part: leaks, select needs all images .* index, score, pack"):
+        run(tmp_path / "out", small(), ["index", "leaks", "select"], Part(0, 2))
+
+
+def test_a_changed_threshold_computes_only_what_depends_on_it(undisturbed, small, tmp_path):
+    out = tmp_path / "out"
+    run(out, small())
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    run(out, small(select={"kind": "by_class", "images_per_class": 2}))
+    new = {path.relative_to(out).parts[0] for path in out.rglob("*") if path.is_file() and path not in before}
+    assert new == {"select", "pack"}
+    kept = [path for path in before if path.suffix in (".parquet", ".npy", ".tar") and path.parent != out]
+    assert all(path.stat().st_mtime_ns == before[path] for path in kept)
+    run(out, small())
+    assert {name: artefacts(out)[name] for name in undisturbed["files"]} == undisturbed["files"]
+
+
+def mine(small, root, *arguments, kill_at=0, workers=1):
+    """Starts `data-mining run` in a process of its own."""
+    recipe = small(runtime={"device": "cpu", "workers": workers})
+    root.mkdir(exist_ok=True)
+    (root.parent / "recipe.yaml").write_text(resolved_yaml(recipe))
+    command = [sys.executable, "-c", RUN, str(kill_at), "run", str(root.parent / "recipe.yaml"), "--output", str(root)]
+    return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_at_random_renames_it_goes_on_to_the_same_bytes(undisturbed, small, tmp_path):
+    out, numbers = tmp_path / "out", random.Random(5)
+    for kill_at in (numbers.randint(1, 12) for _ in range(4)):
+        process = mine(small, out, kill_at=kill_at)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = mine(small, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert lists(out) == undisturbed["files"]
+    assert not [path for path in out.rglob(".tmp-*")]
+
+
+def test_killed_at_random_times_two_workers_go_on_to_the_same_bytes(undisturbed, small, tmp_path):
+    out, numbers = tmp_path / "out", random.Random(6)
+    for _ in range(2):
+        process = mine(small, out, workers=2)
+        time.sleep(numbers.uniform(1.0, 4.0))
+        process.kill()
+        process.communicate()
+    process = mine(small, out, workers=2)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert lists(out) == undisturbed["files"]
