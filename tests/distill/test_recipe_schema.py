@@ -7,6 +7,7 @@ from jsonschema import Draft202012Validator
 from distill.recipe_file import parse_recipe, resolved_yaml
 from distill.recipe_schema import json_schema, schema_text
 from distill.recipe_yaml import read_yaml
+from distill.recipes_index import recipe_files
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent.parent / "recipes"
@@ -35,7 +36,7 @@ def test_the_repositorys_file_is_current():
     )
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", recipe_files(RECIPES), ids=lambda path: path.stem)
 def test_each_recipe_satisfies_it_and_names_it_in_its_first_line(path):
     text = path.read_text()
     assert list(VALIDATOR.iter_errors(values(text))) == []
