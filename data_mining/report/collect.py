@@ -18,7 +18,7 @@ from data_mining.recipe import ByClass, MiningRecipe
 from data_mining.report.summary import ClassSample, FunnelStep, Group, ImageRef, Pair, Sample, Summary
 from data_mining.report.thumbnails import Thumbnails
 from data_mining.select import pool_parts, selected_path
-from data_mining.shards import POOL, protected
+from data_mining.shards import LABELLED, POOL, protected
 from data_mining.workspace import Workspace, read_table
 from distill.report import git_commit, processor
 
@@ -270,14 +270,17 @@ def _groups(workspace: Workspace, recipe: MiningRecipe, thumbnails: Thumbnails) 
         return
     from data_mining import duplicates
 
-    table = read_table(duplicates.groups_path(workspace, recipe), ["image", "representative"])
+    table = read_table(duplicates.groups_path(workspace, recipe), ["image", "representative", "representative_set"])
     image, kept = table["image"].to_numpy(), table["representative"].to_numpy()
-    away = image != kept
+    labelled = pc.equal(table["representative_set"], LABELLED).to_numpy()
+    away = labelled | (image != kept)
+    kept = 2 * kept + labelled  # the two sets have numbers of their own
     names, counts = np.unique(kept[away], return_counts=True)
     for at in np.argsort(-counts, kind="stable")[:GROUPS_SHOWN]:
         others = image[away & (kept == names[at])][:GROUP_IMAGES_SHOWN]
         left_out = tuple(_ref(thumbnails, POOL, int(number)) for number in others)
-        yield Group(int(counts[at]) + 1, _ref(thumbnails, POOL, int(names[at])), left_out)
+        number, of_labelled = divmod(int(names[at]), 2)
+        yield Group(int(counts[at]) + 1, _ref(thumbnails, LABELLED if of_labelled else POOL, number), left_out)
 
 
 # --- the rest -----------------------------------------------------------------------------------
