@@ -202,3 +202,18 @@ def test_killed_at_random_times_two_workers_go_on_to_the_same_bytes(undisturbed,
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert lists(out) == undisturbed["files"]
+
+
+def test_a_pool_of_identical_images_gives_one(small, draw, write, tmp_path):
+    for number in range(6):
+        write(tmp_path / "pool" / f"{number}.png", draw(7))
+    pool = {"sources": [{"kind": "folder", "root": str(tmp_path / "pool")}]}
+    run(tmp_path / "out", small(pool=pool))
+    assert len((tmp_path / "out" / "selected.txt").read_text().splitlines()) == 1
+
+
+def test_a_pool_that_is_nothing_but_leaks_gives_no_list(small, world, tmp_path):
+    pool = {"sources": [{"kind": "folder", "root": str(world / "test")}]}
+    with pytest.raises(UserError, match="no image is chosen: 0 images are left of the pool after leaks"):
+        run(tmp_path / "out", small(pool=pool))
+    assert not (tmp_path / "out" / "selected.txt").exists()
