@@ -78,7 +78,8 @@ def fit_bound(
 
     Args:
         first: One side of the join.
-        second: The other side; may be the same. The rotation is fitted to it.
+        second: The other side; may be the same object: then a row with itself is no pair. The rotation is fitted
+            to it.
         min_cosine: The join's threshold.
         max_candidate_rate: Of all pairs.
     """
@@ -87,15 +88,20 @@ def fit_bound(
     one, two = _sampled(first, SAMPLE_ROWS), _sampled(second, SAMPLE_ROWS)
     if not len(one) or not len(two):
         return Bound(None, slack, 0.0)
-    allowed = max_candidate_rate + 1.0 / len(two)  # where both sides are the same, a row meets itself
+    met_itself = len(one) if first is second else 0
     with threadpool_limits(1, "blas"):  # threads that wait for each other cost more than these products
         basis = _principal_axes(_sampled(second, _PCA_ROWS))
         for m in _sizes(dimension):
             bound = Bound(np.ascontiguousarray(basis[:, :m]), slack, 0.0)
-            rate = float(np.mean(bound.shorten(one) @ bound.shorten(two).T >= min_cosine - slack))
-            if rate <= allowed:
+            rate = _share(bound.shorten(one) @ bound.shorten(two).T >= min_cosine - slack, met_itself)
+            if rate <= max_candidate_rate:
                 return Bound(bound.basis, slack, rate)
-        return Bound(None, slack, float(np.mean(one @ two.T >= min_cosine - slack)))
+        return Bound(None, slack, _share(one @ two.T >= min_cosine - slack, met_itself))
+
+
+def _share(passed: NDArray[np.bool_], of_no_interest: int) -> float:
+    """Of the pairs that are of interest, those that pass; the others all do."""
+    return max(0, int(passed.sum()) - of_no_interest) / max(1, passed.size - of_no_interest)
 
 
 def similar_pairs(
@@ -131,7 +137,9 @@ def similar_pairs(
     """
     if not len(queries) or not len(base):
         return
-    bound = bound or fit_bound(queries, base, min_cosine)
+    if bound is None:
+        all_of_it = own_rows_from is not None and len(queries) == len(base)
+        bound = fit_bound(base if all_of_it else queries, base, min_cosine)
     chunk = _rows_in(memory_bytes // 4, base.dimension)
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(queries), chunk):
