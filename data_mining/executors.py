@@ -226,8 +226,7 @@ def _use_one_thread() -> None:
 def _map_on_ray(function: Callable[[S], None], shards: Sequence[S], runtime: RuntimeSection) -> Iterator[S]:
     """Tasks, not actors: a pool of actors over all CPUs leaves none for anything else and hangs (ray #44687)."""
     ray = _import_ray()
-    started_here = not ray.is_initialized()
-    if started_here:
+    if not ray.is_initialized():
         _start_ray(ray, runtime)
     task = ray.remote(num_cpus=1, max_retries=runtime.attempts - 1)(_ray_task)
     # A few tasks more than CPUs: what is submitted takes memory in Ray, and the next shard is at hand.
@@ -249,8 +248,6 @@ def _map_on_ray(function: Callable[[S], None], shards: Sequence[S], runtime: Run
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        if started_here:
-            ray.shutdown()
 
 
 def _ray_task(function: Callable[[Any], None], shard: HasTitle) -> DistillError | None:
@@ -280,7 +277,10 @@ def _import_ray() -> Any:
 
 
 def _start_ray(ray: Any, runtime: RuntimeSection) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts one of this machine's CPUs."""
+    """Joins the cluster that RAY_ADDRESS names, or starts one of this machine's CPUs.
+
+    It stays up for all stages, starting takes seconds; Ray itself ends it with the process.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about a coming default
     options: dict[str, Any] = {"include_dashboard": False, "logging_level": "warning", "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):

@@ -1,8 +1,10 @@
 """All stages on a small pool: what they choose, and that nothing which interrupts them shows in the result."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,3 +219,78 @@ def test_a_pool_that_is_nothing_but_leaks_gives_no_list(small, world, tmp_path):
     with pytest.raises(UserError, match="no image is chosen: 0 images are left of the pool after leaks"):
         run(tmp_path / "out", small(pool=pool))
     assert not (tmp_path / "out" / "selected.txt").exists()
+
+
+def test_a_teacher_that_knows_one_class_only(small, teacher_file, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(teacher_file)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros(list(weight.dims), np.float32), weight.name))
+    onnx.save(model, tmp_path / "teacher.onnx")
+    teacher = small().teacher.model_dump() | {"path": str(tmp_path / "teacher.onnx")}
+    run(tmp_path / "out", small(teacher=teacher, select={"kind": "by_class", "images_per_class": 5}))
+    rows = pq.read_table(tmp_path / "out" / "selected.parquet").to_pylist()
+    assert [row["label"] for row in rows] == [0] * 5
+    assert {row["confidence"] for row in rows} == {0.25}
+
+
+def test_new_shards_add_to_what_is_there(world, small, draw, write, tmp_path):
+    shutil.copytree(world / "pool", tmp_path / "pool")
+    source = {"kind": "folder", "root": str(tmp_path / "pool")}
+    recipe = small(pool={"sources": [source], "max_undecodable_fraction": 0.1})
+    out = tmp_path / "out"
+    run(out, recipe)
+    before = artefacts(out)
+    for number in range(300, 306):
+        write(tmp_path / "pool" / "a0" / f"{number}.png", draw(number))  # sorts before what was there
+    write(tmp_path / "pool" / "a0" / "leak.png", draw(102))
+    run(out, recipe)
+    after = artefacts(out)
+    new = sorted(name for name in after if name.startswith(("index", "score")) and name not in before)
+    parts = ["index/failures", "index/images", "score/classes", "score/embeddings"]
+    assert [name.rpartition("-")[0] for name in new] == parts  # of the new shard alone
+    assert all(after[name] == before[name] for name in before if name.startswith(("index", "score")))
+    names = {os.path.basename(row["path"]) for row in pq.read_table(out / "selected.parquet").to_pylist()}
+    assert names & {f"{number}.png" for number in range(300, 306)}
+    assert not names & {"leak.png", "leak.jpg"}
+
+
+def children(pid):
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+
+
+def is_worker(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"spawn_main" in file.read()
+    except OSError:
+        return False
+
+
+def test_a_worker_that_dies_does_not_show(undisturbed, small, tmp_path):
+    process, killed, numbers = mine(small, tmp_path / "out", workers=2), 0, random.Random(7)
+    while process.poll() is None and killed < 2:
+        workers = [pid for pid in children(process.pid) if is_worker(pid)]
+        if workers:
+            time.sleep(numbers.uniform(0.0, 1.0))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(numbers.choice(workers), signal.SIGKILL)
+                killed += 1
+        time.sleep(0.02)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert killed
+    assert lists(tmp_path / "out") == undisturbed["files"]
+
+
+def test_ray_does_not_show(undisturbed, small, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    process = mine(small, tmp_path / "out", "--executor", "ray", workers=2)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert lists(tmp_path / "out") == undisturbed["files"]
