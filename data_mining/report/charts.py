@@ -7,12 +7,14 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 480, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 44
 _BARS_UP_TO = 48  # classes; more become a line by rank
 
 
 def histogram(before: Sequence[int], after: Sequence[int], *, title: str, x_label: str) -> str:
-    """Two histograms over [0, 1] in one picture, the second in front of the first.
+    """Two histograms over [0, 1] in one picture, the second in front of the first, on a logarithmic scale.
+
+    A teacher is sure of most images: on a linear scale the last bin would be all there is to see.
 
     Args:
         before: Counts in equal bins; each at least that of `after`.
@@ -21,9 +23,9 @@ def histogram(before: Sequence[int], after: Sequence[int], *, title: str, x_labe
         x_label: Below the axis.
     """
     top = max([1, *before, *after])
-    bars = [*_bars(before, top, "before"), *_bars(after, top, "after")]
-    ticks = [_text(_x(share), HEIGHT - 18, f"{share:g}") for share in (0, 0.25, 0.5, 0.75, 1)]
-    return _svg(title, [*_y_axis(top, log=False), *bars, *ticks, _x_title(x_label)])
+    bars = [*_bars(before, top, "before", log=True), *_bars(after, top, "after", log=True)]
+    ticks = [_text(_x(share), HEIGHT - 26, f"{share:g}") for share in (0, 0.25, 0.5, 0.75, 1)]
+    return _svg(title, [*_y_axis(top, log=True), *bars, *ticks, _x_title(x_label)])
 
 
 def classes_chart(before: Sequence[int], after: Sequence[int], quota: int | None, *, title: str) -> str:
@@ -38,13 +40,14 @@ def classes_chart(before: Sequence[int], after: Sequence[int], quota: int | None
     top = max([1, *before, *after, *([quota] if quota is not None else [])])
     if len(before) <= _BARS_UP_TO:
         every = max(1, len(before) // 10)
-        labels = [_text(_x((at + 0.5) / len(before)), HEIGHT - 18, str(at)) for at in range(0, len(before), every)]
-        marks = [*_bars(before, top, "before"), *_bars(after, top, "after"), *labels, _x_title("class")]
+        labels = [_text(_x((at + 0.5) / len(before)), HEIGHT - 26, str(at)) for at in range(0, len(before), every)]
+        bars = [*_bars(before, top, "before", log=False), *_bars(after, top, "after", log=False)]
+        marks = [*bars, *labels, _x_title("class")]
         log = False
     else:
         order = np.argsort(-np.asarray(before), kind="stable")
         marks = [_area(np.asarray(before)[order], top, "before"), _area(np.asarray(after)[order], top, "after")]
-        marks += [_text(_x(share), HEIGHT - 18, f"{share * len(before):,.0f}") for share in (0, 0.5, 1)]
+        marks += [_text(_x(share), HEIGHT - 26, f"{share * len(before):,.0f}") for share in (0, 0.5, 1)]
         marks.append(_x_title("classes, the largest in the pool first"))
         log = True
     if quota is not None:
@@ -54,11 +57,11 @@ def classes_chart(before: Sequence[int], after: Sequence[int], quota: int | None
     return _svg(title, [*_y_axis(top, log=log), *marks])
 
 
-def _bars(counts: Sequence[int], top: int, kind: str) -> list[str]:
+def _bars(counts: Sequence[int], top: int, kind: str, *, log: bool) -> list[str]:
     width = (WIDTH - _LEFT - _RIGHT) / max(1, len(counts))
     marks = []
     for at, count in enumerate(counts):
-        y = _y(count, top, log=False)
+        y = _y(count, top, log=log)
         if count:
             marks.append(
                 f'<rect class="{kind}" x="{_LEFT + at * width + width * 0.05:.1f}" y="{y:.1f}" '
@@ -114,7 +117,7 @@ def _y(value: float, top: int, *, log: bool) -> float:
 
 
 def _x_title(text: str) -> str:
-    return _text(_x(0.5), HEIGHT - 3, text)
+    return _text(_x(0.5), HEIGHT - 6, text)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
