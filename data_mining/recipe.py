@@ -117,6 +117,9 @@ class ScoreSection(Section):
     pca_images: Annotated[
         int, Field(ge=2, description="Spread over the pool when it is first scored; the PCA is fitted on them once.")
     ] = 5_000
+    whiten: Annotated[
+        bool, Field(description="Each direction of the PCA counts alike: more copies among as many candidates.")
+    ] = False
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="Of the teacher; bfloat16 is faster and moves scores by 1 %.")
     ] = "float32"

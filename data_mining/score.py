@@ -238,7 +238,8 @@ def _fit(workspace: Workspace, recipe: MiningRecipe, path: Path) -> None:
     function = functools.partial(embed_sample, workspace.root, recipe)
     map_shards(function, missing, recipe.runtime, title="score: sample for the PCA")
     sample = np.concatenate([read_array(part) for part in parts])
-    write_array(path, fit_projection(sample, recipe.score.embedding_dim).to_array())
+    projection = fit_projection(sample, recipe.score.embedding_dim, whiten=recipe.score.whiten)
+    write_array(path, projection.to_array())
     for part in parts:
         part.unlink()
 
@@ -268,7 +269,7 @@ def embed_sample(root: Path, recipe: MiningRecipe, job: Job) -> None:
 
 
 def _projection_path(workspace: Workspace, recipe: MiningRecipe) -> Path:
-    settings = {"embedding_dim": recipe.score.embedding_dim, "pca_images": recipe.score.pca_images}
+    settings = recipe.score.model_dump(mode="json", include={"embedding_dim", "pca_images", "whiten"})
     return workspace.path(
         STAGE, "projection", make_key("projection", settings, [_embedding_key(workspace, recipe)]), ".npy"
     )

@@ -53,3 +53,21 @@ def test_identical_images_have_no_direction(sample):
     assert projection.components.shape == (12, 1)
     assert not projection.apply(same).any()
     assert projection.explained == 1.0
+
+
+def test_whitened_directions_vary_alike(sample):
+    projection = fit_projection(sample, 6, whiten=True)
+    theirs = PCA(6, svd_solver="full", whiten=True).fit(sample)
+    ours = (sample.astype(np.float64) - projection.mean) @ projection.components
+    ours /= ours[:, 0].std()
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs.transform(sample)) * (200 / 199) ** 0.5, atol=2e-2)
+    cosines = projection.apply(sample).astype(np.float64)
+    np.testing.assert_allclose(np.linalg.norm(cosines, axis=1), 1, atol=1e-3)
+
+
+def test_whitening_does_not_blow_up_noise_nor_what_equals_the_mean():
+    random = np.random.default_rng(0)
+    sample = random.normal(size=(300, 4)).astype(np.float32) * [100.0, 10.0, 1e-2, 1e-3] + 50
+    projection = fit_projection(sample.astype(np.float32), 4, whiten=True)
+    assert np.linalg.norm(projection.components, axis=0).max() <= 100.1
+    assert (projection.apply(projection.mean[None]) == 0).all()
