@@ -181,6 +181,7 @@ def plan_pool(
     *,
     duplicates: int,
     copies_per_edit: int,
+    edits: Sequence[str] = tuple(EDITS),
     seed: int,
 ) -> list[Entry]:
     """What is in the pool, in the order of the files.
@@ -191,6 +192,7 @@ def plan_pool(
         off_topic: Each once.
         duplicates: So many of the clean ones, drawn without replacement, occur a second time.
         copies_per_edit: Leaks that each edit makes.
+        edits: Names in EDITS.
         seed: Of the order, and of the duplicates.
 
     Raises:
@@ -205,13 +207,13 @@ def plan_pool(
     twice = rng.choice(len(clean), duplicates, replace=False) if duplicates else ()
     entries += [Entry(DUPLICATE, clean[number]) for number in twice]
     turn = itertools.cycle(rng.permutation(len(protected)))
-    entries += [Entry(LEAK, protected[next(turn)], edit) for edit in EDITS for _ in range(copies_per_edit)]
+    entries += [Entry(LEAK, protected[next(turn)], edit) for edit in edits for _ in range(copies_per_edit)]
     entries += [Entry(OFF_TOPIC, picture) for picture in off_topic]
     return [entries[number] for number in rng.permutation(len(entries))]
 
 
 def write_pool(folder: Path, entries: Sequence[Entry], *, seed: int) -> list[Truth]:
-    """Writes `<folder>/images/<hundreds>/<number>.<suffix>` and `<folder>/truth.csv`; the latter last.
+    """Writes `<folder>/images/<thousands>/<number>.<suffix>` and `<folder>/truth.csv`; the latter last.
 
     Args:
         folder: Made if it is not there.
