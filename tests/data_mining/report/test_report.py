@@ -33,9 +33,6 @@ class Page(HTMLParser):
         if tag not in ("meta", "img"):
             self.open.pop()
 
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)  # a mark of a drawing
-
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
