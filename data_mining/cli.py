@@ -4,6 +4,7 @@
 # ruff: noqa: D301
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -271,6 +272,8 @@ def _run_stages(recipe: "MiningRecipe", output: Path | None, names: list[str], p
     from data_mining.stages import run_stages
     from data_mining.workspace import Workspace
 
+    # faiss tells which of its builds it loads; Paddle has opened the root logger for that
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     with Workspace(output or Path("runs") / recipe.name, part) as workspace:
         run_stages(workspace, recipe, names, tell=typer.echo)
         return workspace.root
