@@ -1,3 +1,5 @@
+import shutil
+
 import cv2
 import numpy as np
 import paddle
@@ -121,6 +123,10 @@ def test_embeddings_lie_row_by_row_and_mirrored_ones_for_protected_sets(done, fo
 
 @pytest.mark.parametrize("runtime", [{"workers": 2}, {"batch_size": 3}], ids=str)
 def test_workers_and_batches_do_not_show(done, folders, weights, tmp_path, runtime):
+    if "workers" in runtime:  # starting workers once takes long enough
+        (tmp_path / "score").mkdir()
+        for path in (done[0] / "score").glob("projection-*"):
+            shutil.copy(path, tmp_path / "score")
     assert run(tmp_path, make_recipe(folders, weights, **runtime))[1] == done[2]
 
 
