@@ -183,7 +183,7 @@ def write_recipe(output: Path, weights: Path) -> Path:
         },
         "score": {"top_classes": 5, "embedding_dim": 128, "whiten": True},
         "leaks": {
-            "min_cosine": 0.6,
+            "min_cosine": 0.45,
             "max_hash_bits": 12,
             "verification": {"side_px": 128, "drop_inliers": 13, "review_inliers": 8},
             "drop_review_band": True,
@@ -225,8 +225,8 @@ def report(output: Path, values: dict[str, Any]) -> None:
 
 def draw(output: Path, values: dict[str, Any]) -> None:
     """Recall by edit, the composition before and after, and what left though nobody planted it."""
-    figure = plt.figure(figsize=(13, 8.5), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.25, 1])
+    figure = plt.figure(figsize=(13, 7.5), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.7, 1])
     recall, kinds = upper.subplots(1, 2, width_ratios=[2.2, 1])
     draw_recall(recall, values["leaks_by_edit"])
     draw_composition(kinds, values["composition"])
@@ -249,7 +249,7 @@ def draw_recall(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
         axis.bar(x, review, width, bottom=dropped, color=colour, alpha=0.4, label=f"{source}, to review")
     axis.set_xticks(places, [edit.replace("_", " ") for edit in EDITS], rotation=30, ha="right")
     axis.set(ylim=(0, 105), ylabel="% of the copies", title="Copies of protected images that were found")
-    axis.legend(loc="lower left", fontsize=8)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, fontsize=8, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -264,7 +264,7 @@ def draw_composition(axis: Any, counts: dict[str, dict[str, int]]) -> None:
             bottom += share
     axis.set_xticks([0, 1], ["the pool", "the list"])
     axis.set(ylabel="%", title="What it consists of")
-    axis.legend(fontsize=8, loc="lower center")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
 
 
