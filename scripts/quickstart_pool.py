@@ -3,8 +3,8 @@
 
 Added are edited copies of test images, equal files, and patches of a photograph. `data-mining run
 recipes/mining/fashion_mnist_pool.yaml` cleans it. The copies are whole pictures: with silhouettes of 28 px neither the
-embedding nor the hash brings crops, rotations, overlays or borders near their originals (0-9 % were found), which they
-do with photographs, see scripts/experiments/mining_evidence.py. Everything is PNG files of some 28 px:
+embedding nor the hash brings crops, rotations, overlays or borders near their originals (0-9 % were found); more of
+them are with photographs, see scripts/experiments/mining_evidence.py. Everything is PNG files of some 28 px:
 
     FOLDER/images/...      the pool, in a random order
     FOLDER/truth.csv       what each image of it is
