@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import distill
-from distill.errors import DistillError, UserError
+from distill.command_line import run_command
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from data_mining.recipe import MiningRecipe
@@ -280,33 +281,12 @@ def _run_stages(recipe: "MiningRecipe", output: Path | None, names: list[str], p
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and ends the process.
-
-    Exit status: 0, 1 for a run that failed, 2 for a wrong input, 130 after Ctrl-C.
+    """Runs the command line and ends the process; see `run_command` for the exit status.
 
     Args:
         arguments: Default: the process's own.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
-    if debug:
+    if "--debug" in arguments:
         os.environ["DATA_MINING_DEBUG"] = "1"  # workers look here
-    try:
-        app(arguments, prog_name="data-mining")
-    except KeyboardInterrupt:
-        _fail("interrupted; run again to go on", status=130)
-    except DistillError as error:
-        if debug:
-            raise
-        _fail(str(error), status=error.exit_status)
-    except Exception as error:
-        if debug:
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _fail(f"unexpected error, rerun with --debug to see where: {reason}", status=1)
-
-
-def _fail(message: str, *, status: int) -> None:
-    colour = None if "NO_COLOR" in os.environ else typer.colors.RED
-    typer.secho(f"error: {message}", fg=colour, err=True)
-    sys.exit(status)
+    run_command(app, "data-mining", arguments, interrupted="interrupted; run again to go on")

@@ -4,7 +4,6 @@
 # ruff: noqa: D301
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import distill
-from distill.errors import DistillError, UserError
+from distill.command_line import run_command
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -345,37 +345,10 @@ def _require_paddle() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line and ends the process.
-
-    Exit status: 0, 1 for a run that failed, 2 for a wrong input, 130 after Ctrl-C.
+    """Runs the command line and ends the process; see `run_command` for the exit status.
 
     Args:
         arguments: Default: the process's own.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        app(arguments, prog_name="distill")
-    except KeyboardInterrupt:
-        _fail("interrupted", status=130)
-    except DistillError as error:
-        if "--debug" in arguments:
-            raise
-        if error.leave_at_once:
-            _say(str(error))
-            os._exit(error.exit_status)
-        _fail(str(error), status=error.exit_status)
-    except Exception as error:
-        if "--debug" in arguments:
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        _fail(f"unexpected error, rerun with --debug to see where: {reason}", status=1)
-
-
-def _fail(message: str, *, status: int) -> None:
-    _say(message)
-    sys.exit(status)
-
-
-def _say(message: str) -> None:
-    colour = None if "NO_COLOR" in os.environ else typer.colors.RED
-    typer.secho(f"error: {message}", fg=colour, err=True)
+    run_command(app, "distill", arguments)

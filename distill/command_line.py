@@ -1,0 +1,50 @@
+"""How a command of this project ends: one clean message, a meaningful exit status, a traceback only if asked for."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from distill.errors import DistillError
+
+
+def run_command(
+    app: Callable[..., Any], name: str, arguments: Sequence[str], *, interrupted: str = "interrupted"
+) -> None:
+    """Runs a Typer application and ends the process where it fails.
+
+    Exit status: 0, 1 for a run that failed, 2 for a wrong input, 130 after Ctrl-C. With `--debug` among the arguments
+    an error is raised as it is.
+
+    Args:
+        app: The application.
+        name: The command's name in its help.
+        arguments: What was typed behind it.
+        interrupted: What to say after Ctrl-C.
+    """
+    debug = "--debug" in arguments
+    try:
+        app(list(arguments), prog_name=name)
+    except KeyboardInterrupt:
+        _say(interrupted)
+        sys.exit(130)
+    except DistillError as error:
+        if debug:
+            raise
+        _say(str(error))
+        if error.leave_at_once:
+            os._exit(error.exit_status)
+        sys.exit(error.exit_status)
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        _say(f"unexpected error, rerun with --debug to see where: {reason}")
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    colour = None if "NO_COLOR" in os.environ else typer.colors.RED
+    typer.secho(f"error: {message}", fg=colour, err=True)
