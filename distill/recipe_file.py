@@ -245,6 +245,15 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^(?:{NOT_PLAIN_TEXT.pattern})$"), None)
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """A text with one of YAML 1.1's rare line breaks is escaped: written as it is, it is read as a space."""
+    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def resolved_yaml(recipe: BaseModel) -> str:
     """The recipe in full: every stage with all its keys, defaults included.
 

@@ -10,8 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 
 from distill.parallel import setup_process
+
+# The same examples on every machine, so that a test fails for everybody or for nobody; look for new ones with
+# scripts/test --hypothesis-profile=search
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
+settings.load_profile("same")
 
 DIGITS_RECIPE = """\
 name: digits

@@ -40,7 +40,7 @@ CLEAN_IMAGES = 25_000  # of CIFAR-10; the teacher has the other half
 CHOSEN_A_CLASS = 1_600
 COPIES_PER_EDIT = 100  # of CIFAR-10's test images, and as many of photographs
 DUPLICATES = 2_500
-SEED = 0
+SEED = 1  # 0 is what the thresholds were looked at with
 
 TEACHER_RUN = Path("runs/cifar10_teacher")
 STUDENTS = {

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distill.errors import UserError
@@ -199,6 +199,8 @@ def test_the_resolved_recipe_is_read_back_equal_and_states_the_defaults():
     assert resolved_yaml(parse_recipe(text, "resolved")) == text
 
 
+@example(text="\x85", number=1.0)
+@example(text="a\u2028 b\u2029", number=1.0)
 @given(
     st.text(st.characters(exclude_categories=["Cs"])) | st.from_regex(r"[-+]?[0-9.eEox_]{1,8}", fullmatch=True),
     st.floats(0, 1e300, exclude_min=True),
