@@ -129,13 +129,17 @@ class ScoreSection(Section):
 
 
 class VerificationSection(Section):
-    """SIFT and a geometric check of a candidate pair: RootSIFT, mutual matches, affine RANSAC."""
+    """SIFT and a geometric check of a candidate pair: RootSIFT, mutual matches, affine RANSAC.
+
+    The bands were measured on 58 and 250 photographs of 256 px under ten edits: unrelated pairs have at most 4
+    inliers; with 12 or more all edited copies are found, and 98 % of the crops to a quarter.
+    """
 
     side_px: Annotated[int, Field(ge=32, description="Both images are resized to this short side.")] = 256
     ratio: Annotated[float, Field(gt=0.0, le=1.0, description="Lowe's ratio of the nearest to the second.")] = 0.8
     ransac_px: Annotated[float, Field(gt=0.0, description="Largest error of an inlier.")] = 5.0
-    drop_inliers: Annotated[int, Field(ge=4, description="As many inliers or more: the same picture.")] = 32
-    review_inliers: Annotated[int, Field(ge=3, description="Fewer than this: not the same; between: to review.")] = 10
+    drop_inliers: Annotated[int, Field(ge=4, description="As many inliers or more: the same picture.")] = 12
+    review_inliers: Annotated[int, Field(ge=3, description="Fewer than this: not the same; between: to review.")] = 6
 
     @field_validator("review_inliers")
     @classmethod
@@ -153,6 +157,9 @@ class LeaksSection(Section):
     certain_hash_bits: Annotated[
         int, Field(ge=-1, le=64, description="So close a hash with so close an embedding needs no SIFT; -1: never.")
     ] = -1
+    review_hash_bits: Annotated[
+        int, Field(ge=-1, le=64, description="A candidate with so close a hash is reviewed at least; -1: never.")
+    ] = 4
     mirrored: Annotated[bool, Field(description="Look for mirrored copies too.")] = True
     within_label: Annotated[bool, Field(description="Compare images of one label only, as SSLD did.")] = False
     verification: VerificationSection = VerificationSection()

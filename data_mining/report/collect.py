@@ -41,7 +41,17 @@ _PACKAGES = (
     "faiss-cpu",
     "simplejpeg",
 )
-_LEAK_COLUMNS = ("image", "protected_set", "protected", "mirrored", "cosine", "hash_bits", "inliers", "decision")
+_LEAK_COLUMNS = (
+    "image",
+    "protected_set",
+    "protected",
+    "mirrored",
+    "cosine",
+    "hash_bits",
+    "inliers",
+    "decision",
+    "reason",
+)
 
 
 def collect(workspace: Workspace, recipe: MiningRecipe, stages: list[str], thumbnails: Thumbnails) -> Summary:
@@ -261,6 +271,7 @@ def _pair(row: dict[str, Any], thumbnails: Thumbnails, not_asked: int) -> Pair:
         row["hash_bits"],
         None if row["inliers"] == not_asked else row["inliers"],
         row["decision"],
+        row["reason"],
     )
 
 

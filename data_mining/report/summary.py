@@ -48,6 +48,7 @@ class Pair:
         hash_bits: In which the perceptual hashes differ.
         inliers: Of the geometric check; None where it was not needed.
         decision: "drop" or "review".
+        reason: What decided, of `leaks.REASONS`.
     """
 
     pool: ImageRef
@@ -57,6 +58,7 @@ class Pair:
     hash_bits: int
     inliers: int | None
     decision: str
+    reason: str
 
 
 @dataclass(frozen=True)

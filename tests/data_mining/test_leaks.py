@@ -7,7 +7,21 @@ import pyarrow as pa
 import pytest
 
 from data_mining import index, leaks, score
-from data_mining.leaks import DROP, KEEP, NOT_ASKED, PAIRS, REVIEW, decide, find_candidates
+from data_mining.leaks import (
+    CERTAIN,
+    DROP,
+    FEW_KEYPOINTS,
+    HASH,
+    IDENTICAL,
+    KEEP,
+    LEAKS,
+    NOT_ASKED,
+    PAIRS,
+    REVIEW,
+    SIFT,
+    decide,
+    find_candidates,
+)
 from data_mining.pixels import mirrored
 from data_mining.recipe import LeaksSection, MiningRecipe
 from data_mining.shards import POOL, shards_of
@@ -58,45 +72,61 @@ def test_candidates_are_all_pairs_with_a_near_embedding_or_hash(flip, within_lab
     assert len(expected) > 20
 
 
-def pairs(rows):
-    """Rows (row, protected, mirrored, cosine, hash_bits, inliers, keypoints)."""
-    values = [
-        dict(zip(("row", "protected", "mirrored", "cosine", "hash_bits", "inliers", "keypoints"), row, strict=True))
-        | {"protected_set": "test", "identical": False, "same_label": False}
-        for row in rows
-    ]
-    return pa.Table.from_pylist(values, PAIRS)
+BANDS = {"drop_inliers": 20, "review_inliers": 10}
 
 
-def test_bands():
-    section = LeaksSection(min_cosine=0.5, max_hash_bits=8, verification={"drop_inliers": 20, "review_inliers": 10})
-    table = pairs(
-        [
-            (0, 0, False, 0.9, 30, 20, 99),
-            (0, 0, False, 0.9, 30, 19, 99),
-            (0, 0, False, 0.9, 30, 10, 99),
-            (0, 0, False, 0.9, 0, 9, 99),
-            (0, 0, False, 0.9, 0, NOT_ASKED, NOT_ASKED),
-            (0, 0, False, 0.9, 8, 0, 9),  # too few keypoints to tell, but the hash says so
-            (0, 0, False, 0.9, 9, 0, 9),
-        ]
-    )
-    assert decide(table, section).to_pylist() == [DROP, REVIEW, REVIEW, KEEP, DROP, REVIEW, KEEP]
+@pytest.mark.parametrize(
+    ("hash_bits", "inliers", "keypoints", "identical", "expected"),
+    [
+        (0, NOT_ASKED, NOT_ASKED, True, (DROP, IDENTICAL)),
+        (0, NOT_ASKED, NOT_ASKED, False, (DROP, CERTAIN)),
+        (30, 20, 99, False, (DROP, SIFT)),
+        (30, 19, 99, False, (REVIEW, SIFT)),
+        (30, 10, 99, False, (REVIEW, SIFT)),
+        (30, 9, 99, False, (KEEP, "")),
+        (2, 9, 99, False, (REVIEW, HASH)),  # SIFT says no, as it does of blurred copies
+        (3, 9, 99, False, (KEEP, "")),
+        (8, 0, 9, False, (REVIEW, FEW_KEYPOINTS)),  # too few for SIFT to tell, but the hash says so
+        (9, 0, 9, False, (KEEP, "")),
+    ],
+)
+def test_bands(hash_bits, inliers, keypoints, identical, expected):
+    section = LeaksSection(min_cosine=0.5, max_hash_bits=8, review_hash_bits=2, verification=BANDS)
+    facts = {"row": 0, "protected_set": "test", "protected": 0, "mirrored": False, "cosine": 0.1, "same_label": False}
+    pair = {"hash_bits": hash_bits, "inliers": inliers, "keypoints": keypoints, "identical": identical}
+    table = pa.Table.from_pylist([facts | pair], PAIRS)
+    assert tuple(column.to_pylist()[0] for column in decide(table, section)) == expected
+
+
+def test_a_hash_alone_decides_nothing_where_the_recipe_says_so():
+    table = pa.Table.from_pylist([{"hash_bits": 0, "inliers": 9, "keypoints": 99, "identical": False}], PAIRS)
+    section = LeaksSection(min_cosine=0.5, max_hash_bits=8, review_hash_bits=-1, verification=BANDS)
+    assert decide(table, section)[0].to_pylist() == [KEEP]
+
+
+def decided(rows):
+    """Rows (image, protected_set, protected, mirrored, cosine, inliers, decision)."""
+    names = ("image", "protected_set", "protected", "mirrored", "cosine", "inliers", "decision")
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], LEAKS)
 
 
 def test_the_stronger_of_original_and_mirrored_counts():
-    table = pairs(
+    table = decided(
         [
-            (1, 5, False, 0.9, 3, 4, 99),
-            (1, 7, False, 0.7, 3, 4, 99),
-            (0, 5, False, 0.5, 0, NOT_ASKED, NOT_ASKED),
-            (1, 5, True, 0.1, 30, 40, 99),
-            (0, 5, True, 0.6, 0, 300, 99),
-            (1, 7, True, 0.8, 3, 4, 99),
+            (1, "a", 5, False, 0.9, 4, KEEP),
+            (1, "a", 7, False, 0.7, 4, KEEP),
+            (0, "a", 5, False, 0.5, NOT_ASKED, DROP),
+            (1, "b", 5, False, 0.5, 4, KEEP),
+            (2, "a", 5, False, 0.5, 3, REVIEW),  # by its hash
+            (1, "a", 5, True, 0.1, 40, DROP),
+            (0, "a", 5, True, 0.6, 300, DROP),
+            (1, "a", 7, True, 0.8, 4, KEEP),
+            (2, "a", 5, True, 0.9, 5, KEEP),
         ]
     )
-    kept = leaks._stronger(table).select(["row", "protected", "mirrored"]).to_pylist()
-    assert [tuple(row.values()) for row in kept] == [(0, 5, False), (1, 5, True), (1, 7, True)]
+    kept = leaks._stronger(table).select(["image", "protected_set", "protected", "mirrored"]).to_pylist()
+    expected = [(0, "a", 5, False), (1, "a", 5, True), (1, "a", 7, True), (1, "b", 5, False), (2, "a", 5, False)]
+    assert [tuple(row.values()) for row in kept] == expected
 
 
 # --- the stage --------------------------------------------------------------------------------------
@@ -190,6 +220,8 @@ def test_copies_leave_and_others_stay(scored, world, photos):
     (identical,) = [row for row in rows if row["identical"]]
     assert (identical["inliers"], identical["hash_bits"]) == (NOT_ASKED, 0)
     assert report.facts["leaks_within_label"] == len(photos.edits) + 1
+    assert report.facts["leaks_by_reason"] == {IDENTICAL: 1, SIFT: len(copies) - 1}
+    assert report.facts["review_by_reason"] == {}
 
 
 def test_without_the_mirrored_pass_mirrored_copies_stay(scored, world):
@@ -216,6 +248,7 @@ def test_a_threshold_of_the_decision_verifies_nothing_again(scored, world, monke
     report, removed, table = run(scored, make_recipe(world, verification=rule, drop_review_band=False))
     assert removed == {"chelsea.png"}  # identical pixels need no inliers
     assert report.counts["to review"] >= 12
+    assert sum(report.facts["review_by_reason"].values()) == report.counts["to review"]
     assert set(table["decision"].to_pylist()) == {DROP, REVIEW, KEEP}
 
 

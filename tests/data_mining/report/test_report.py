@@ -118,6 +118,7 @@ def test_leaks_lie_beside_what_they_show(reported):
     assert pairs["same.png"]["protected"]["path"].endswith("test/0.png") and pairs["same.png"]["inliers"] is None
     assert pairs["mirrored.png"]["protected"]["path"].endswith("test/1.png") and pairs["mirrored.png"]["mirrored"]
     assert "no SIFT needed" in page.text and "mirrored" in page.text
+    assert pairs["same.png"]["reason"] == "identical pixels" and "What decided: identical pixels 1" in page.text
 
 
 def test_refused_images_have_a_true_reason(reported, world):
