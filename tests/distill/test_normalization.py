@@ -42,3 +42,19 @@ def test_mixing_is_all_or_nothing(images: np.ndarray) -> None:
     assert mix_images(tensor, None, None) is tensor
     with pytest.raises(ValueError, match="both partner and lam"):
         mix_images(tensor, np.array([0, 1, 2]), None)
+
+
+@pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
+def test_the_order_of_operands_changes_no_bit(data_format: str) -> None:
+    """Runs are resumed bitwise, whichever form of broadcasting is the fast one."""
+    shape, channels = ((6, 3, 8, 8), (1, 3, 1, 1)) if data_format == "NCHW" else ((6, 8, 8, 3), (1, 1, 1, 3))
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
+    mean = np.asarray(IMAGENET.mean, np.float32).reshape(channels)
+    std = np.asarray(IMAGENET.std, np.float32).reshape(channels)
+    tensor = paddle.to_tensor(images)
+    np.testing.assert_array_equal(normalize(tensor, IMAGENET, data_format).numpy(), (images - mean) / std)
+    partner = np.array([1, 2, 0, 4, 5, 3])
+    lam = np.random.default_rng(1).random(6, dtype=np.float32)
+    share = lam.reshape(-1, 1, 1, 1)
+    expected = share * images + (np.float32(1) - share) * images[partner]
+    np.testing.assert_array_equal(mix_images(tensor, partner, lam).numpy(), expected)
