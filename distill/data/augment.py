@@ -36,7 +36,7 @@ def train_view(image: Image, view: ViewSection, random: np.random.Generator) -> 
     """
     cropped = _crop(image, view, random)
     if random.random() < view.horizontal_flip:
-        return np.ascontiguousarray(cropped[:, ::-1])
+        return _flip(cropped)
     return cropped
 
 
@@ -154,6 +154,12 @@ def _padded_crop(image: Image, padding_px: int, size_px: int, random: np.random.
 
 def _cut(image: Image, box: Box) -> Image:
     return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _flip(image: Image) -> Image:
+    # not NumPy: its copy of image[:, ::-1] takes twenty times as long
+    flipped: Image = cv2.flip(image, 1)
+    return flipped
 
 
 def _resize(image: Image, height: int, width: int) -> Image:

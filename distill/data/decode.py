@@ -14,6 +14,9 @@ MAX_PIXELS = 2**28
 # libjpeg's remark on bytes that no pixel depends on. All its other remarks mean lost pixels.
 _HARMLESS = "extraneous bytes before marker"
 
+# A JPEG's header is a row of segments: 0xFF, kind, and the size of what follows, these two bytes included.
+_SEGMENT = struct.Struct(">BBH")
+_APP1, _START_OF_SCAN = 0xE1, 0xDA
 _ORIENTATION_TAG = 0x0112
 
 
@@ -70,10 +73,21 @@ def _decode_other(data: bytes, name: str) -> Image:
 
 def _exif_orientation(data: bytes) -> int:
     """The orientation 1..8 that a JPEG's EXIF segment states; 1 (upright) where there is none or it is damaged."""
-    start = data.find(b"Exif\0\0", 0, 65536)
-    if start < 0:
-        return 1
-    tiff = data[start + 6 : start + 6 + 65536]
+    at = 2
+    while at <= len(data) - _SEGMENT.size:
+        prefix, kind, size = _SEGMENT.unpack_from(data, at)
+        if prefix != 0xFF or kind == _START_OF_SCAN:
+            break
+        if kind == 0xFF:  # a fill byte
+            at += 1
+        elif kind == _APP1 and data.startswith(b"Exif\0\0", at + _SEGMENT.size):
+            return _tiff_orientation(data[at + 10 : at + 2 + size])
+        else:
+            at += 2 + size
+    return 1
+
+
+def _tiff_orientation(tiff: bytes) -> int:
     order = "<" if tiff.startswith(b"II") else ">"
     try:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)

@@ -92,6 +92,17 @@ def test_random_area_view_is_the_resized_box():
     np.testing.assert_array_equal(view, cv2.resize(part, (32, 32), interpolation=cv2.INTER_LINEAR))
 
 
+@pytest.mark.parametrize("size_px", [28, 33, 224])
+def test_a_flipped_view_is_the_mirror_image(size_px):
+    image = noise(300, 257)
+    crop = {"kind": "random_area", "scale": SCALE, "ratio": RATIO, "sampling": "published"}
+    for seed in range(5):
+        plain = train_view(image, view_of(crop, size_px, 0.0), np.random.default_rng(seed))
+        mirror = train_view(image, view_of(crop, size_px, 1.0), np.random.default_rng(seed))
+        np.testing.assert_array_equal(mirror, plain[:, ::-1])
+        assert mirror.flags.c_contiguous
+
+
 def test_padded_view_moves_the_image_over_zeros():
     image = noise(32, 32) | 1  # no zero of its own
     offsets = set()

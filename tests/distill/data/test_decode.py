@@ -87,6 +87,36 @@ def test_exif_orientation_as_opencv_applies_it(jpeg, orientation, order):
     np.testing.assert_array_equal(decode_image(data, "x"), expected)
 
 
+def segment(kind, content):
+    return b"\xff" + bytes([kind]) + struct.pack(">H", len(content) + 2) + content
+
+
+def exif(orientation):
+    return segment(0xE1, b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("before", "upright"),
+    [
+        (segment(0xE0, b"JFIF\0\1\1" + bytes(7)), False),
+        (segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>"), False),
+        (2 * segment(0xED, b"Photoshop 3.0\0" + bytes(65_000)), False),  # the orientation lies behind 64 KB
+        (b"\xff\xff", False),  # fill bytes
+        (segment(0xFE, b"a comment about Exif\0\0II*\0\x08\0\0\0"), False),
+        (exif(1), True),  # the first segment counts
+    ],
+)
+def test_the_exif_segment_is_found_wherever_the_header_has_it(jpeg, before, upright):
+    expected = decode_image(jpeg, "x")
+    received = decode_image(jpeg[:2] + before + exif(6) + jpeg[2:], "x")
+    np.testing.assert_array_equal(received, expected if upright else np.rot90(expected, -1))
+
+
+def test_the_word_exif_among_the_pixels_turns_nothing(jpeg, image):
+    at = len(jpeg) - 2
+    assert_near(decode_image(jpeg[:at] + exif(6)[4:] + jpeg[at:], "x"), image, 3)
+
+
 @pytest.mark.parametrize(
     "tiff", [b"", b"II", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"II*\0\x08\0\0\0\1\0\x12"]
 )

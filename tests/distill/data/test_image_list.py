@@ -199,6 +199,13 @@ def test_what_is_no_readable_file_is_named(listed, tmp_path):
         assert error.value.reason
 
 
+def test_a_file_that_arrives_in_parts_is_read_whole(images, monkeypatch):
+    whole = os.pread
+    expected = images.read(1)
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: whole(descriptor, min(size, 100), offset))
+    np.testing.assert_array_equal(images.read(1), expected)
+
+
 def test_no_descriptor_is_left_open(listed, tmp_path):
     (tmp_path / "folder").mkdir()
     images = listed("folder\nmissing\nlist.txt")
