@@ -50,7 +50,8 @@ def normalize(images: Tensor, normalization: NormalizationSection, data_format: 
     Returns:
         float32 of the same shape.
     """
-    shape = [3, 1, 1] if data_format == "NCHW" else [3]
+    # Paddle Inference takes a whole NHWC network for NCHW where this shape is [3].
+    shape = [3, 1, 1] if data_format == "NCHW" else [1, 1, 1, 3]
     mean = paddle.to_tensor(normalization.mean, dtype="float32").reshape(shape)
     std = paddle.to_tensor(normalization.std, dtype="float32").reshape(shape)
     return (images - mean) / std
