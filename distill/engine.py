@@ -1,8 +1,9 @@
 """Fast forward passes of a frozen network: Paddle Inference with oneDNN on a CPU, mixed precision on a GPU.
 
 Eager Paddle on a CPU reaches 3 images/s with a ResNet50 as it comes and 12 with `setup_process`; the predictor
-20-24, with bfloat16 37-50 (two Zen 4 cores, 224 px). Its float32 answers were the same bits for any batch
-size and number of threads, so they can be stored.
+20-24, with bfloat16 37-50 (two Zen 4 cores, 224 px). It folds batch normalisation into the convolutions' weights, and
+ReLU and the residual sum into the convolutions, so that a ResNet is convolutions, poolings and one matrix product. Its
+float32 answers were the same bits for any batch size and number of threads, so they can be stored.
 """
 
 import contextlib
@@ -29,10 +30,12 @@ Precision = Literal["float32", "bfloat16", "float16"]
 EngineImages = NDArray[np.uint8] | NDArray[np.float32]
 Answers = dict[str, NDArray[np.float32]]
 
-TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.05}
+TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.05}
 """Largest difference from the plain model, relative to the largest absolute value of the answer.
 
-Measured: 1e-6 in float32, 0.005-0.02 in bfloat16.
+Measured over the series: 1e-6 in float32, 0.004-0.02 in bfloat16. What 0.015 meant to a trained network
+(recipes/fashion_mnist/teacher.yaml, 10,000 test images): 99.8 % of them kept their first class, top-1 went from 91.65
+to 91.57 %, and the mean total variation between the two softmax was 0.0024. float16 is not yet measured.
 """
 
 
@@ -131,7 +134,7 @@ def open_engine(
         RunError: The engine's answers differ from the plain model's by more than `TOLERANCE`.
     """
     chosen = ("predictor" if device.kind == "cpu" else "eager") if kind == "auto" else kind
-    _check_support(chosen, precision, device)
+    check_support(chosen, precision, device)
     model.eval()
     answers = _Answers(model, normalization, outputs, data_format)
     answers.eval()
@@ -145,11 +148,7 @@ def open_engine(
             else PredictorEngine(answers, outputs, precision, device.threads)
         )
         engine.largest_difference = largest_difference(engine, plain, check_px, data_format)
-    if not engine.largest_difference <= TOLERANCE[precision]:  # also true of NaN
-        raise RunError(
-            f"{engine.description} differs from the plain model by {engine.largest_difference:.2g} of the largest "
-            f"answer, expected <= {TOLERANCE[precision]:g}. Use the engine 'eager', or the precision 'float32'."
-        )
+    check_agreement(engine.description, engine.largest_difference, precision)
     return engine
 
 
@@ -157,11 +156,32 @@ def largest_difference(engine: Engine, plain: Engine, size_px: int, data_format:
     """The greatest |engine - plain| / max |plain| over all answers to two images of noise."""
     shape = (2, size_px, size_px, 3) if data_format == "NHWC" else (2, 3, size_px, size_px)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    expected, received = plain(noise), engine(noise)
-    return max(
-        float(np.abs(received[name] - value).max() / max(float(np.abs(value).max()), 1e-12))
-        for name, value in expected.items()
+    return relative_difference(engine(noise), plain(noise))
+
+
+def relative_difference(received: Answers, expected: Answers) -> float:
+    """The greatest |received - expected| / max |expected| over all answers; NaN where one holds NaN."""
+    return float(
+        np.max(
+            [
+                np.abs(received[name] - each).max() / np.maximum(np.abs(each).max(), 1e-12)
+                for name, each in expected.items()
+            ]
+        )
     )
+
+
+def check_agreement(description: str, difference: float, precision: Precision) -> None:
+    """Refuses an engine whose `largest_difference` from the plain model is beyond `TOLERANCE`, or NaN.
+
+    Raises:
+        RunError: It is.
+    """
+    if not difference <= TOLERANCE[precision]:
+        raise RunError(
+            f"{description} differs from the plain model by {difference:.2g} of the largest answer, expected <= "
+            f"{TOLERANCE[precision]:g}. Use the engine 'eager', or the precision 'float32'."
+        )
 
 
 class EagerEngine:
@@ -255,7 +275,12 @@ def _predictor(answers: nn.Layer, precision: Precision, threads: int) -> Any:
         return create_predictor(config)
 
 
-def _check_support(kind: str, precision: Precision, device: Device) -> None:
+def check_support(kind: Literal["predictor", "eager"], precision: Precision, device: Device) -> None:
+    """Whether a device can compute so.
+
+    Raises:
+        UserError: It cannot; says what it can.
+    """
     if kind == "predictor" and device.kind != "cpu":
         raise UserError("engine 'predictor' computes on a CPU only: use --device cpu, or engine 'eager'")
     if kind == "eager" and device.kind == "cpu" and precision != "float32":
@@ -264,6 +289,10 @@ def _check_support(kind: str, precision: Precision, device: Device) -> None:
         raise UserError("engine 'predictor' computes in float32 or bfloat16, received precision 'float16'")
     if kind == "predictor" and precision == "bfloat16" and "avx512bw" not in _cpu_flags():
         raise UserError("precision 'bfloat16' needs a CPU with AVX-512, which this one has not: use 'float32'")
+    if device.kind == "gpu" and precision == "bfloat16" and not paddle.amp.is_bfloat16_supported():
+        raise UserError(
+            "precision 'bfloat16' needs a GPU of compute capability 8.0 or more: use 'float16' or 'float32'"
+        )
 
 
 def _cpu_flags() -> str:
