@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from distill.checkpoint import Checkpoint
 from distill.data.types import Batch
 from distill.errors import RunError
 from distill.evaluate import Evaluation, measure
+from distill.labels.inventory import take_inventory
+from distill.labels.store import LabelStore
+from distill.labels.teacher import StoredTeacher
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import build_model
 from distill.normalization import mix_images, normalize, to_unit_range
@@ -19,14 +23,21 @@ from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
 from distill.recipe import Recipe
 from distill.student import Student
-from distill.teacher import Teacher
+from distill.teacher import Teacher, open_teacher
 from distill.weights import load_into
 
 
 class Learner:
     """Everything that changes while training: student, projections of the loss, optimiser, average, scaler."""
 
-    def __init__(self, recipe: Recipe, number: int, device: Device, start_from: Path | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        number: int,
+        device: Device,
+        start_from: Path | None,
+        labels: LabelStore | None = None,
+    ) -> None:
         stage = recipe.stages[number]
         self.stage, self.model_section = stage, recipe.model
         paddle.seed((recipe.seed + number) % 2**63)  # of the weights' initialisation
@@ -38,17 +49,16 @@ class Learner:
         self.amp = stage.amp if device.kind == "gpu" else "O0"
         self.student = Student(model, freeze=stage.freeze, ema_decay=stage.ema_decay)
         terms = {name: term.model_dump() for name, term in stage.loss.terms.items()}
+        # The live networks: none where there is no teacher, or the store has all its answers.
         self.teacher: Teacher | None = None
-        if stage.teacher is not None:
-            self.teacher = Teacher(
-                stage.teacher,
-                recipe.num_classes,
-                stage.normalization,
-                taps=[terms["feature_mse"]["teacher_layer"]] if "feature_mse" in terms else (),
-                data_format=recipe.model.data_format,
-                device=device,
-                check_px=stage.view.size_px,
-            )
+        self.labels: StoredTeacher | None = None
+        if labels is not None and stage.labels is not None:
+            compute = stage.labels.missing == "compute"
+            self.labels = StoredTeacher(labels, partial(open_teacher, recipe, number, device), compute=compute)
+            if compute and take_inventory(labels, stage).missing:
+                self.teacher = self.labels.live
+        elif stage.teacher is not None:
+            self.teacher = open_teacher(recipe, number, device)
         self.loss = DistillationLoss(
             terms,
             student_channels=model.tap_channels,
@@ -71,12 +81,14 @@ class Learner:
             The weighted share of each term, and of their sum under "loss": scalar float32 tensors.
         """
         if len(batch.labels) == 0:
+            if self.labels is not None:
+                self.labels.fill(paddle.to_tensor(batch.images), batch)  # it notes what cannot be decoded
             return {}
         self.student.train_mode()
         data_format = self.model_section.data_format
         images = mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
         with paddle.amp.auto_cast(enable=self.amp != "O0", level=self.amp if self.amp != "O0" else "O1"):
-            answers = self.teacher(images) if self.teacher is not None else None
+            answers = self._answers(batch, images)
             inputs = normalize(images, self.stage.normalization, data_format)
             outputs = self.student.outputs(inputs, self.loss.student_taps)
         terms = self.loss(outputs, answers, Targets.of_batch(batch.labels, batch.partner, batch.lam))
@@ -84,6 +96,12 @@ class Learner:
         total = self.loss.total(terms) * share
         self.scaler.scale(total).backward()
         return {name: term.detach() * share for name, term in terms.items()} | {"loss": total.detach()}
+
+    def _answers(self, batch: Batch, images: paddle.Tensor) -> dict[str, paddle.Tensor] | None:
+        """The teacher's answers, live or from the store; None without a teacher."""
+        if self.labels is not None and batch.slot is not None:
+            return self.labels(images, batch.slot)
+        return self.teacher(images) if self.teacher is not None else None
 
     def update(self, rate: float) -> None:
         """Makes one step of the optimiser and forgets the gradients."""
@@ -107,6 +125,12 @@ class Learner:
                 normalization=self.stage.normalization,
                 data_format=self.model_section.data_format,
             )
+
+    def teacher_identity(self) -> list[tuple[str, str]] | None:
+        """Name and SHA-256 of the weights of each teacher whose answers are learnt."""
+        if self.labels is not None:
+            return [*self.labels.store.teachers]
+        return self.teacher.identity if self.teacher is not None else None
 
     def result_weights(self) -> dict[str, np.ndarray]:
         """The student's weights as they leave the stage: the moving average where there is one."""

@@ -11,7 +11,17 @@ the key's name: "must divide ...". A field's description ends every error about 
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from distill.models.specs import SPECS, check_model_name
 
@@ -79,6 +89,32 @@ class TeacherModel(ModelSection):
     ] = None
 
 
+def _top_classes(value: object) -> object:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"must be a whole number >= 1 or 'all', received {value!r}")
+
+
+class LabelsSection(Section):
+    """A store of the teacher's answers: what is there is read, what is not is computed once."""
+
+    folder: Annotated[str, Field(min_length=1, description="The store; `distill labels info` says what it will need.")]
+    top_classes: Annotated[
+        int | Literal["all"],
+        PlainValidator(_top_classes),
+        WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]}),
+        Field(description="Classes kept of an answer; the mass of the others is spread evenly over them."),
+    ] = 10
+    views: Annotated[
+        int | None,
+        Field(ge=1, description="Epoch e repeats the order, crops, flips and mixup of epoch e mod views."),
+    ] = None
+    missing: Annotated[
+        Literal["compute", "wait"],
+        Field(description="Operational. 'wait': until `distill labels build`, anywhere, has stored the answer."),
+    ] = "compute"
+
+
 class TeacherSection(Section):
     """One or more teachers; the probabilities of several are averaged."""
 
@@ -94,6 +130,17 @@ class TeacherSection(Section):
             "statistics), checked against the plain model at the start."
         ),
     ] = "auto"
+    labels: Annotated[LabelsSection | None, Field(description="Absent: the teacher computes in every run.")] = None
+
+    @field_validator("labels")
+    @classmethod
+    def _answers_can_be_stored(cls, value: LabelsSection | None, info: ValidationInfo) -> LabelsSection | None:
+        if value is not None and info.data.get("batch_norm") == "batch":
+            raise ValueError(
+                "does not go with batch_norm 'batch': the answer to an image would depend on the others of its batch. "
+                "Use batch_norm 'stored', or remove labels"
+            )
+        return value
 
 
 # --- data -------------------------------------------------------------------------------------
@@ -394,6 +441,22 @@ class Stage(Section):
     ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0, description="Moving average of the weights.")] = None
     amp: Annotated[Literal["O0", "O1", "O2"], Field(description="Mixed precision on GPUs.")] = "O0"
 
+    @property
+    def labels(self) -> LabelsSection | None:
+        """Where the teacher's answers are stored, if they are."""
+        return self.teacher.labels if self.teacher is not None else None
+
+    def view_epoch(self, epoch: int) -> int:
+        """The epoch whose random choices this one makes: itself, unless `teacher.labels.views` lets them recur."""
+        views = self.labels.views if self.labels is not None else None
+        return epoch if views is None else epoch % views
+
+    @property
+    def view_epochs(self) -> range:
+        """The epochs whose random choices the stage makes: as many as it has views."""
+        views = self.labels.views if self.labels is not None else None
+        return range(self.epochs if views is None else min(views, self.epochs))
+
     @field_validator("device_batch_size")
     @classmethod
     def _device_batch_divides(cls, value: int, info: ValidationInfo) -> int:
@@ -421,6 +484,10 @@ class Stage(Section):
             raise ValueError(f"compares with a teacher ({', '.join(terms)}): add the section `teacher`")
         if info.data["teacher"] is not None and not terms:
             raise ValueError("does not use the section `teacher`: add a term such as kl, or remove the section")
+        if value.feature_mse is not None and info.data["teacher"].labels is not None:
+            raise ValueError(
+                "must have no feature_mse beside teacher.labels: the store keeps the teacher's classes, not its maps"
+            )
         return value
 
     @field_validator("schedule")

@@ -7,7 +7,15 @@ from distill.recipe import Recipe
 from distill.recipe_yaml import describe, join_key
 
 # They describe the experiment or change its speed, never its result.
-WITHOUT_EFFECT = ("description", "expected", "measured", "runtime", "evaluation.batch_size")
+WITHOUT_EFFECT = (
+    "description",
+    "expected",
+    "measured",
+    "runtime",
+    "evaluation.batch_size",
+    "teacher.labels.folder",
+    "teacher.labels.missing",
+)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

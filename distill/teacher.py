@@ -15,7 +15,7 @@ from distill.losses.log_probabilities import log_softmax
 from distill.models import build_model
 from distill.normalization import normalize
 from distill.parallel import Device
-from distill.recipe import NormalizationSection, TeacherModel, TeacherSection
+from distill.recipe import NormalizationSection, Recipe, TeacherModel, TeacherSection
 from distill.weights import load_into, sha256_of
 
 
@@ -92,6 +92,23 @@ class Teacher:
                 return answers[0]
             with paddle.amp.auto_cast(enable=False):
                 return {"logits": average_logits([answer["logits"] for answer in answers])}
+
+
+def open_teacher(recipe: Recipe, number: int, device: Device) -> Teacher:
+    """The teacher of stage `number` of a recipe, which must have one."""
+    stage = recipe.stages[number]
+    if stage.teacher is None:
+        raise ValueError(f"stage {stage.name} has no teacher")
+    feature = stage.loss.feature_mse
+    return Teacher(
+        stage.teacher,
+        recipe.num_classes,
+        stage.normalization,
+        taps=[feature.teacher_layer] if feature is not None else (),
+        data_format=recipe.model.data_format,
+        device=device,
+        check_px=stage.view.size_px,
+    )
 
 
 def average_logits(logits: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,9 @@ from distill.data.types import Batch
 from distill.errors import RunError
 from distill.evaluate import Evaluation, open_evaluation
 from distill.journal import Journal
+from distill.labels.inventory import describe_labels
+from distill.labels.manifest import open_labels
+from distill.labels.waiting import arrived
 from distill.learner import Learner
 from distill.metrics import StepRecords
 from distill.optim import learning_rate
@@ -82,6 +85,7 @@ def train_stage(
     folder = stage_folder(run, recipe, number)
     folder.mkdir(parents=True, exist_ok=True)
     source = open_sources(stage.data.sources, recipe.num_classes)
+    labels = open_labels(recipe, number, source)
     loader = TrainLoader(
         source,
         stage,
@@ -89,9 +93,10 @@ def train_stage(
         seed=recipe.seed,
         stage_index=number,
         data_format=recipe.model.data_format,
+        labels=labels,
     )
     evaluation_loader = open_evaluation(stage, recipe)
-    learner = Learner(recipe, number, device, start_from)
+    learner = Learner(recipe, number, device, start_from, labels)
 
     position = Position()
     if (saved := checkpoint.latest(folder / "checkpoints")) is not None:
@@ -105,7 +110,8 @@ def train_stage(
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device):
             journal.display.say(line)
         records = StepRecords()
-        batches = journal.throughput.timed(loader.batches(position.step, last_step))
+        batches = arrived(loader.batches(position.step, last_step), labels, recipe, number, stop, journal.display.say)
+        batches = journal.throughput.timed(batches)
         for step in range(position.step, last_step):
             rate = learning_rate(
                 step,
@@ -188,11 +194,10 @@ class Saver:
         now = time.monotonic()
         self._position.seconds += now - self._last
         self._last = now
-        teacher = self._learner.teacher
         state = {
             "position": asdict(self._position),
             "scaler": self._learner.scaler_state(),
-            "teacher": teacher.identity if teacher is not None else None,
+            "teacher": self._learner.teacher_identity(),
             "recipe": self._recipe.model_dump(mode="json"),
         }
         keep = self._recipe.runtime.keep_checkpoints
@@ -209,6 +214,8 @@ def announcement(
         f"stage {number + 1}/{len(recipe.stages)} {stage.name}: {recipe.model.name}, teacher {teacher}, "
         f"{images:,} images x {stage.epochs} epochs of {steps_per_epoch} steps, on {device.kind}"
     ]
+    if learner.labels is not None:
+        lines += describe_labels(learner.labels.store, stage)
     if learner.teacher is not None:
         lines.append(f"the teacher computes with {' and '.join(dict.fromkeys(learner.teacher.engines))}")
     if stage.amp != learner.amp:

@@ -1,6 +1,7 @@
 """IDX files, the format of MNIST and Fashion-MNIST: grey images, one byte a pixel, in one file."""
 
 import gzip
+import hashlib
 import math
 import zlib
 from pathlib import Path
@@ -43,6 +44,15 @@ class IdxImages:
     def name(self, index: int) -> str:
         """file#index."""
         return f"{self._path}#{index}"
+
+    def content_digest(self, first: int, end: int) -> str:
+        """A hash of the pixels of the images [first, end)."""
+        height_and_width = str(self._images.shape[1:]).encode()
+        return hashlib.sha256(height_and_width + self._images[first:end].tobytes()).hexdigest()
+
+    def sample_sizes(self, first: int, end: int, count: int) -> list[int]:
+        """Nothing: the hash says all."""
+        return []
 
     def _read_labels(self, path: Path, num_classes: int) -> IntArray:
         labels = read_idx(path, dimensions=1).astype(np.int64)

@@ -26,6 +26,7 @@ Text = NDArray[np.uint8]
 _CHUNK_BYTES = 2**22
 _SPACE_BYTES = b" \t\r\n"
 _IS_WORD = ~np.isin(np.arange(256), list(_SPACE_BYTES))
+_CHUNK_PATHS = 2**16  # what is hashed at once
 _MAX_LABEL_DIGITS = 18  # what fits into int64
 
 # Errors that belong to the file; any other (a full table of descriptors, a lost disk) belongs to the machine.
@@ -85,6 +86,31 @@ class ImageFiles:
             raise
         return decode_image(data, name)
 
+    def content_digest(self, first: int, end: int) -> str:
+        """A hash of the paths of [first, end), as they are listed; root and labels have no part in it.
+
+        Together with `sample_sizes` it tells whether two lists are of the same images.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(self._lengths[first:end]).data)
+        for begin in range(first, end, _CHUNK_PATHS):
+            part = slice(begin, min(begin + _CHUNK_PATHS, end))
+            ends = self._starts[part] + self._lengths[part]
+            origin = int(self._starts[begin])
+            edges = np.zeros(int(ends[-1]) - origin + 1, dtype=np.int8)
+            edges[self._starts[part] - origin] += 1
+            edges[ends - origin] -= 1
+            is_path = np.cumsum(edges[:-1], dtype=np.int8) > 0
+            digest.update(self._text[origin : int(ends[-1])][is_path].data)
+        return digest.hexdigest()
+
+    def sample_sizes(self, first: int, end: int, count: int) -> list[int]:
+        """Bytes of at most `count` files spread evenly over [first, end); -1 where one cannot be found.
+
+        Of a tar's member the tar's bytes: offset and size are parts of its path.
+        """
+        places = np.unique(np.linspace(first, end - 1, min(count, end - first)).astype(np.int64))
+        return [_file_bytes(self.path(place)) for place in places.tolist()]
+
     def digest(self, first: int, end: int) -> str:
         """A hash of the root and of the paths and labels of [first, end): equal for equal entries."""
         lengths = self._lengths[first:end]
@@ -143,6 +169,14 @@ def read_encoded(path: bytes) -> bytes:
     if len(data) < size:
         raise OSError(errno.ENXIO, f"the tar ends before byte {offset + size}")
     return data
+
+
+def _file_bytes(path: bytes) -> int:
+    member = parse_member_path(path)
+    try:
+        return os.stat(path if member is None else member[0]).st_size
+    except OSError:
+        return -1
 
 
 def _read_regular_file(path: bytes, offset: int = 0, size: int = -1) -> bytes:

@@ -16,8 +16,17 @@ from numpy.typing import NDArray
 from distill.data.augment import evaluation_view, train_view
 from distill.data.mix import keep_samples, mixup_plan
 from distill.data.random import Stream, generator
-from distill.data.sampler import MicroBatchPlan, epoch_order
-from distill.data.types import UNLABELLED, Batch, Failure, Image, ImageSource, IntArray, UndecodableImage
+from distill.data.sampler import MicroBatch, MicroBatchPlan, epoch_order
+from distill.data.types import (
+    UNLABELLED,
+    Batch,
+    Failure,
+    Image,
+    ImageSource,
+    IntArray,
+    LabelSource,
+    UndecodableImage,
+)
 from distill.data.watch import StuckReading, reading, watched
 from distill.errors import RunError, UserError
 from distill.recipe import EvaluationSection, RuntimeSection, Stage
@@ -37,6 +46,7 @@ class TrainLoader:
         data_format: Layout of the images.
         rank: This process.
         world_size: Number of processes that train together.
+        labels: The soft-label store to look every batch up in.
 
     Raises:
         UserError: More processes than a step has micro-batches.
@@ -53,12 +63,13 @@ class TrainLoader:
         data_format: DataFormat = "NCHW",
         rank: int = 0,
         world_size: int = 1,
+        labels: LabelSource | None = None,
     ) -> None:
         group_size = stage.mixup.group_size if stage.mixup else 1
         self.plan = MicroBatchPlan(
             len(source), stage.global_batch_size, stage.device_batch_size, rank, world_size, group_size
         )
-        self._batches = _TrainBatches(source, stage, self.plan, seed, stage_index, data_format)
+        self._batches = _TrainBatches(source, stage, self.plan, seed, stage_index, data_format, labels)
         self._runtime = runtime
 
     @property
@@ -80,6 +91,14 @@ class TrainLoader:
         per_step = self.plan.micro_batches_per_step
         numbers = range(first_step * per_step, last_step * per_step)
         return _run_ahead(_Numbered(self._batches, numbers), self._runtime)
+
+    def views(self, parts: Sequence[MicroBatch]) -> Iterator[Batch]:
+        """The views at any places of the stage, in the order asked for; raises as `batches`.
+
+        Args:
+            parts: Each begins with a mixup group, and ends with one or with the epoch.
+        """
+        return _run_ahead(_Parts(self._batches, parts), self._runtime)
 
 
 class EvaluationLoader:
@@ -139,13 +158,17 @@ class _TrainBatches:
     seed: int
     stage_index: int
     data_format: DataFormat
+    labels: LabelSource | None
 
     def batch(self, number: int) -> Batch:
-        micro = self.plan.micro_batch(number)
-        order = epoch_order(self.seed, self.stage_index, micro.epoch, self.plan.n)
+        return self.views(self.plan.micro_batch(number))
+
+    def views(self, micro: MicroBatch) -> Batch:
+        epoch = self.stage.view_epoch(micro.epoch)
+        order = epoch_order(self.seed, self.stage_index, epoch, self.plan.n)
 
         def view(image: Image, index: int) -> Image:
-            random = generator(self.seed, self.stage_index, micro.epoch, index, Stream.VIEW)
+            random = generator(self.seed, self.stage_index, epoch, index, Stream.VIEW)
             return train_view(image, self.stage.view, random)
 
         batch, kept = _read_views(
@@ -157,12 +180,13 @@ class _TrainBatches:
             step=micro.step,
             ends_step=micro.ends_step,
             global_count=micro.global_count,
+            slot=self.labels.slot(epoch, micro.first, micro.end, kept) if self.labels is not None else None,
         )
         mixup = self.stage.mixup
         if mixup is None:
             return batch
         partner, lam = mixup_plan(
-            self.seed, self.stage_index, micro.epoch, micro.first, micro.end, mixup.group_size, mixup.alpha
+            self.seed, self.stage_index, epoch, micro.first, micro.end, mixup.group_size, mixup.alpha
         )
         partner, lam = keep_samples(partner, lam, kept)
         return replace(batch, partner=partner, lam=lam)
@@ -183,6 +207,20 @@ class _EvaluationBatches:
 
         batch, _ = _read_views(self.source, indices, view, self.evaluation.crop_px, self.data_format)
         return replace(batch, step=number)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The views at any places, as the random-access source that Grain asks for."""
+
+    batches: _TrainBatches
+    parts: Sequence[MicroBatch]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.batches.views(self.parts[place])
 
 
 @dataclass(frozen=True)
@@ -248,13 +286,14 @@ def _read_views(
 
 
 def _store(view: Image, target: NDArray[np.uint8], data_format: DataFormat) -> None:
+    """Copies a view [S, S, 3] into its place of a batch, [3, S, S] or [S, S, 3]."""
     if data_format == "NCHW":
         cv2.split(view, list(target))  # a third of the time of NumPy's transposed copy
     else:
         target[:] = view
 
 
-def _run_ahead(elements: Sequence[Batch] | _Numbered, runtime: RuntimeSection) -> Iterator[Batch]:
+def _run_ahead(elements: _Numbered | _Parts, runtime: RuntimeSection) -> Iterator[Batch]:
     """Yields the elements in order, made ahead by runtime.loader_threads in each of runtime.loader_processes."""
     if not len(elements):
         return

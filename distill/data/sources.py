@@ -1,5 +1,6 @@
 """The sources of a recipe, opened and put one after the other."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,13 @@ import numpy as np
 
 from distill.data.class_folders import open_class_folders
 from distill.data.idx import IdxImages
-from distill.data.image_list import open_image_list
+from distill.data.image_list import ImageFiles, open_image_list
 from distill.data.types import Image, ImageSource, IntArray
 from distill.errors import UserError
 from distill.recipe import AnySource, ClassFoldersSource, IdxSource, ImageListSource
+
+SAMPLED_FILES = 256
+"""How many files' sizes tell a source from one of the same names, such as smaller copies."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,20 @@ class Images:
         source, own_index = self._locate(index)
         return source.read(own_index)
 
-    def name(self, index: int) -> str:
-        """See `ImageSource.name`."""
-        source, own_index = self._locate(index)
-        return source.name(own_index)
+    def identity(self) -> dict[str, str]:
+        """What tells these images from others, cheaply: hashes of what is listed and of the sizes of some files.
+
+        Their order and repetition are part of it, labels and the folders' place are not. Files of equal names and
+        sizes are not told apart; images of IDX files are, by their pixels.
+        """
+        listed, sizes = hashlib.sha256(), hashlib.sha256()
+        for part in self._parts:
+            source = part.source
+            if not isinstance(source, ImageFiles | IdxImages):
+                raise TypeError(f"{type(source).__name__} cannot tell its images from others")
+            listed.update(f"{part.repeat} {source.content_digest(part.first, part.end)}\n".encode())
+            sizes.update(f"{source.sample_sizes(part.first, part.end, SAMPLED_FILES)}\n".encode())
+        return {"listed": listed.hexdigest(), "sizes": sizes.hexdigest()}
 
     def _locate(self, index: int) -> tuple[ImageSource, int]:
         if not 0 <= index < len(self):

@@ -54,6 +54,36 @@ class Failure:
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class LabelSlot:
+    """The place of a micro-batch in a soft-label store, and what lay there when it was looked up.
+
+    Attributes:
+        view_epoch: Of the random choices.
+        first: The first position in the epoch's order.
+        end: Behind the last one, images that could not be decoded included.
+        places: int64 [N] in 0..end - first - 1, ascending: the batch's samples.
+        rows: uint16 [N, words], their records.
+        usable: bool [N]: whether the record is there, and of this very view.
+        complete: Whether all positions are stored, so that waiting makes no more of them usable.
+    """
+
+    view_epoch: int
+    first: int
+    end: int
+    places: IntArray
+    rows: NDArray[np.uint16]
+    usable: NDArray[np.bool_]
+    complete: bool
+
+
+class LabelSource(Protocol):
+    """A soft-label store, as the loader sees it. It is read by several threads and travels to processes by pickle."""
+
+    def slot(self, view_epoch: int, first: int, end: int, places: IntArray) -> LabelSlot:
+        """What is stored for the samples at `places` of the positions [first, end)."""
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Batch:
     """The views of one micro-batch of one rank. N may be 0: where a short last step has no work left for this rank.
 
@@ -68,6 +98,7 @@ class Batch:
         ends_step: Whether the rank's share of the step is complete with this batch: time to update.
         global_count: Samples of the step over all ranks, those that failed included.
         failures: What was left out of this batch.
+        slot: What a soft-label store has for the batch; None without one.
     """
 
     images: NDArray[np.uint8]
@@ -80,3 +111,4 @@ class Batch:
     ends_step: bool
     global_count: int
     failures: tuple[Failure, ...]
+    slot: LabelSlot | None = None

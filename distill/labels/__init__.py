@@ -1,0 +1,1 @@
+"""The soft-label store: a teacher's answers, computed once and read by every later run."""

@@ -1,0 +1,220 @@
+"""Computing answers ahead of training: any number of builders, on any devices and hosts with one file system.
+
+A builder takes blocks of some thousand positions in the order in which training needs them. It claims a block by
+locking one byte of the file `claims`, so that nobody else computes it, and a builder that dies holds nothing.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.loader import TrainLoader
+from distill.data.sampler import MicroBatch
+from distill.data.sources import open_sources
+from distill.data.types import Batch
+from distill.display import Display
+from distill.labels.inventory import describe_labels
+from distill.labels.manifest import open_labels
+from distill.labels.store import LabelStore
+from distill.labels.teacher import StoredTeacher
+from distill.normalization import mix_images, to_unit_range
+from distill.parallel import Device
+from distill.recipe import Recipe
+from distill.teacher import open_teacher
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the work a builder takes: of `count` parts the one with this number.
+
+    Shards are dealt out in turn, so that the parts of several machines without a common file system can be
+    copied together.
+    """
+
+    number: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """The positions [first, end) of a view epoch, and its place among all blocks of the stage."""
+
+    view_epoch: int
+    first: int
+    end: int
+    number: int
+
+
+@dataclass
+class Built:
+    """What a builder did.
+
+    Attributes:
+        images: Answers that it computed.
+        undecodable: Images that it could not decode.
+        with_others: Answers that other builders were still computing at the end.
+    """
+
+    images: int = 0
+    undecodable: int = 0
+    with_others: int = 0
+
+
+def build_labels(
+    recipe: Recipe, number: int, device: Device, *, epochs: range | None = None, share: Share | None = None
+) -> Built:
+    """Computes and stores the answers of stage `number` that are missing.
+
+    Args:
+        recipe: Its stage has `teacher.labels`.
+        number: Of the stage.
+        device: What `setup_process` returned.
+        epochs: Those of the training that the answers are for; None: all.
+        share: Of the work; None: all that no other builder is working on.
+
+    Raises:
+        RunError: An answer is not finite, or cannot be stored.
+    """
+    stage = recipe.stages[number]
+    source = open_sources(stage.data.sources, recipe.num_classes)
+    store = open_labels(recipe, number, source)
+    if store is None:
+        raise ValueError(f"stage {stage.name} has no teacher.labels")
+    view_epochs = dict.fromkeys(stage.view_epoch(epoch) for epoch in epochs or range(stage.epochs))
+    todo = {
+        block: missing for block in blocks_of(store, view_epochs, share or Share()) if (missing := lacks(store, block))
+    }
+    loader = TrainLoader(
+        source,
+        stage,
+        recipe.runtime,
+        seed=recipe.seed,
+        stage_index=number,
+        data_format=recipe.model.data_format,
+        labels=store,
+    )
+    teacher = StoredTeacher(store, partial(open_teacher, recipe, number, device))
+    with Display(f"labels {stage.name}", sum(todo.values()), unit="image") as display:
+        for line in describe_labels(store, stage):
+            display.say(line)
+        progress = _Progress(display)
+        for parts in _claimed_parts(store, todo, stage.device_batch_size, progress):
+            for batch in loader.views(parts):
+                images = mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
+                teacher.fill(images, batch)
+                progress.computed(batch)
+    return progress.built
+
+
+def blocks_of(store: LabelStore, view_epochs: Iterable[int], share: Share) -> Iterator[Block]:
+    """The blocks of a share, in the order in which training needs them."""
+    per_epoch = -(-store.positions // store.block_positions)
+    shards_per_epoch = -(-per_epoch // store.shard_blocks)
+    for view_epoch in view_epochs:
+        for place in range(per_epoch):
+            shard = view_epoch * shards_per_epoch + place // store.shard_blocks
+            if shard % share.count == share.number:
+                first = place * store.block_positions
+                end = min(first + store.block_positions, store.positions)
+                yield Block(view_epoch, first, end, view_epoch * per_epoch + place)
+
+
+def lacks(store: LabelStore, block: Block) -> int:
+    """Positions of a block that are not stored."""
+    return int(np.sum(store.empty(block.view_epoch, block.first, block.end)))
+
+
+@contextmanager
+def claims(folder: Path) -> Iterator[Callable[[Block], AbstractContextManager[bool]]]:
+    """The blocks that builders are working on.
+
+    Yields:
+        Claims a block for as long as its context lasts: whether it was free. POSIX record locks: they belong to the
+        process, which must open the file once only, and end with it.
+    """
+    descriptor = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
+
+    @contextmanager
+    def claim(block: Block) -> Iterator[bool]:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block.number)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, block.number)
+
+    try:
+        yield claim
+    finally:
+        os.close(descriptor)
+
+
+class _Progress:
+    """Counts for the display and the result."""
+
+    def __init__(self, display: Display) -> None:
+        self.built = Built()
+        self._display = display
+        self._done = 0
+        self._started = time.monotonic()
+
+    def computed(self, batch: Batch) -> None:
+        """Notes the answers of a batch."""
+        for failure in batch.failures:
+            self._display.say(f"cannot decode {failure.name}: {failure.reason} (no soft label)")
+        self.built.images += len(batch.labels)
+        self.built.undecodable += len(batch.failures)
+        self.found_done(len(batch.labels) + len(batch.failures))
+
+    def found_done(self, count: int) -> None:
+        """Notes answers that somebody else computed meanwhile."""
+        self._done += count
+        speed = self.built.images / max(time.monotonic() - self._started, 1e-9)
+        self._display.advance(self._done, {"images/s": f"{speed:.0f}"})
+
+
+def _claimed_parts(
+    store: LabelStore, todo: Mapping[Block, int], batch_size: int, progress: _Progress
+) -> Iterator[list[MicroBatch]]:
+    """The work, a block at a time: each is claimed while its parts are computed.
+
+    Blocks that others are working on are looked at again at the end: they may have died.
+    """
+    waiting = dict(todo)
+    with claims(store.folder) as claim:
+        while waiting:
+            busy = dict[Block, int]()
+            for block, missing in waiting.items():
+                with claim(block) as mine:
+                    if not mine:
+                        busy[block] = missing
+                    elif parts := _missing_parts(store, block, batch_size):
+                        progress.found_done(missing - sum(part.end - part.first for part in parts))
+                        yield parts
+                    else:
+                        progress.found_done(missing)
+            if busy.keys() == waiting.keys():
+                progress.built.with_others = sum(busy.values())
+                return
+            waiting = busy
+
+
+def _missing_parts(store: LabelStore, block: Block, batch_size: int) -> list[MicroBatch]:
+    """What a block lacks, in micro-batches: whole mixup groups, for they divide batch_size."""
+    empty = store.empty(block.view_epoch, block.first, block.end)
+    return [
+        MicroBatch(block.view_epoch, 0, first, end, ends_step=True, global_count=end - first)
+        for first in range(block.first, block.end, batch_size)
+        for end in [min(first + batch_size, block.end)]
+        if empty[first - block.first : end - block.first].any()
+    ]

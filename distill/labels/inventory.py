@@ -1,0 +1,79 @@
+"""What a store holds of what a stage needs, and how much disk that takes."""
+
+from dataclasses import dataclass
+
+from distill.labels.manifest import missing_weights
+from distill.labels.store import LabelStore
+from distill.recipe import Stage
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Answers of a stage.
+
+    Attributes:
+        needed: All of them: samples in an epoch times view epochs.
+        stored: Those that are there.
+        record_bytes: What one takes.
+    """
+
+    needed: int
+    stored: int
+    record_bytes: int
+
+    @property
+    def missing(self) -> int:
+        """Answers that are not there."""
+        return self.needed - self.stored
+
+    @property
+    def needed_bytes(self) -> int:
+        """The disk for all of them."""
+        return self.needed * self.record_bytes
+
+
+def take_inventory(store: LabelStore, stage: Stage) -> Inventory:
+    """Counts shards, not records: quick for thousands of epochs."""
+    there = set(store.view_epochs()) & set(stage.view_epochs)
+    stored = sum(store.stored(view_epoch) for view_epoch in there)
+    return Inventory(store.positions * len(stage.view_epochs), stored, store.layout.record_bytes)
+
+
+def describe_labels(store: LabelStore, stage: Stage) -> list[str]:
+    """What a run says about its soft labels at the start."""
+    found = take_inventory(store, stage)
+    if not found.missing:
+        then = "the teacher is not needed"
+    elif stage.labels is not None and stage.labels.missing == "wait":
+        then = "training waits for the others"
+    else:
+        then = "the others are computed, once"
+    lines = [
+        f"soft labels: {found.stored:,} of {found.needed:,} answers are in {store.folder} "
+        f"({describe_layout(store)}); {then}"
+    ]
+    if absent := missing_weights(stage):
+        lines.append(f"{', '.join(absent)} is not there: nothing says that the stored answers are this teacher's")
+    return lines
+
+
+def describe_layout(store: LabelStore) -> str:
+    """What is kept of an answer: `top 10 of 1,000 classes, 46 B each`."""
+    layout = store.layout
+    classes = (
+        f"all {layout.num_classes:,} classes"
+        if layout.keeps_all
+        else f"top {layout.kept:,} of {layout.num_classes:,} classes"
+    )
+    return f"{classes}, {layout.record_bytes:,} B each"
+
+
+def readable_bytes(count: float) -> str:
+    """Decimal units and three digits, as disks are sold: "82.8 GB"."""
+    for unit in _UNITS:
+        if count < 999.5 or unit == _UNITS[-1]:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError

@@ -1,0 +1,166 @@
+"""Which recipes a store fits: everything that the teacher's answers depend on, and nothing else."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.data.sources import Images
+from distill.errors import RunError, UserError
+from distill.files import write_atomically
+from distill.labels import store as sizes
+from distill.labels.records import FORMAT, Layout
+from distill.labels.store import LabelStore, locked
+from distill.recipe import Recipe, Stage, TeacherModel
+from distill.weights.files import sha256_of
+
+MANIFEST = "labels.json"
+UNKNOWN = "unknown: the file of weights is not there"
+
+
+def label_store(recipe: Recipe, number: int, images: Images, *, create: bool) -> LabelStore:
+    """The store of a stage's soft labels, which fits the recipe.
+
+    What changes no answer is no part of its key: student, loss, optimiser, epochs, batch sizes, `views` (view epoch 3
+    is the same one whether four or forty follow), memory layouts, ground-truth labels, the images' folder.
+
+    Args:
+        recipe: Its stage has `teacher.labels`.
+        number: Of the stage.
+        images: The stage's.
+        create: Make the store where there is none yet; otherwise nothing is written.
+
+    Raises:
+        UserError: The store that is there was made for something else, or the weights can nowhere be found.
+        RunError: It cannot be read, or not be written.
+    """
+    stage = recipe.stages[number]
+    if stage.labels is None:
+        raise ValueError(f"stage {stage.name} has no teacher.labels")
+    folder = Path(stage.labels.folder) / f"stage-{number}"
+    key = store_key(recipe, number, images)
+    path = folder / MANIFEST
+    if create and not path.exists():
+        _create(path, {"key": _known(key, stage), "sizes": _new_sizes(stage)})
+    kept = _read(path) if path.exists() else {"key": key, "sizes": _new_sizes(stage)}
+    _check_fits(folder, kept["key"], key)
+    return LabelStore(
+        folder=folder,
+        layout=Layout(recipe.num_classes, stage.labels.top_classes),
+        positions=len(images),
+        group_size=stage.mixup.group_size if stage.mixup is not None else 1,
+        teachers=tuple((teacher["name"], teacher["weights_sha256"]) for teacher in kept["key"]["teachers"]),
+        **kept["sizes"],
+    )
+
+
+def open_labels(recipe: Recipe, number: int, images: Images) -> LabelStore | None:
+    """`label_store` for a run that reads and fills it, every partial shard counted; None without `teacher.labels`."""
+    if recipe.stages[number].labels is None:
+        return None
+    store = label_store(recipe, number, images, create=True)
+    for view_epoch in recipe.stages[number].view_epochs:
+        store.recount(view_epoch)
+    return store
+
+
+def store_key(recipe: Recipe, number: int, images: Images) -> dict[str, Any]:
+    """What the answers depend on, as JSON holds it. A teacher whose file is not there has the SHA-256 `UNKNOWN`."""
+    stage = recipe.stages[number]
+    if stage.teacher is None or stage.labels is None:
+        raise ValueError(f"stage {stage.name} has no teacher.labels")
+    layout = Layout(recipe.num_classes, stage.labels.top_classes)
+    key = {
+        "format": FORMAT,
+        "seed": recipe.seed,
+        "stage": number,
+        "num_classes": recipe.num_classes,
+        "top_classes": layout.kept,
+        "images": {"count": len(images), **images.identity()},
+        "view": stage.view.model_dump(mode="json"),
+        "mixup": stage.mixup.model_dump(mode="json") if stage.mixup is not None else None,
+        "teachers": [_teacher_key(model, stage) for model in stage.teacher.models],
+    }
+    stored: dict[str, Any] = json.loads(json.dumps(key))  # tuples become lists
+    return stored
+
+
+def missing_weights(stage: Stage) -> list[str]:
+    """The teacher's files of weights that are not there, so that nothing says whether the store is theirs."""
+    models = stage.teacher.models if stage.teacher is not None else ()
+    return [model.weights for model in models if not Path(model.weights).exists()]
+
+
+def _teacher_key(model: TeacherModel, stage: Stage) -> dict[str, Any]:
+    there = Path(model.weights).exists()
+    return {
+        "name": model.name,
+        "width": model.width,
+        "stem_stride": model.stem_stride,
+        "weights_sha256": sha256_of(model.weights) if there else UNKNOWN,
+        "normalization": (model.normalization or stage.normalization).model_dump(mode="json"),
+    }
+
+
+def _new_sizes(stage: Stage) -> dict[str, int]:
+    group = stage.mixup.group_size if stage.mixup is not None else 1
+    return {"block_positions": -(-sizes.BLOCK_POSITIONS // group) * group, "shard_blocks": sizes.SHARD_BLOCKS}
+
+
+def _known(key: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    if absent := missing_weights(stage):
+        folder = stage.labels.folder if stage.labels is not None else ""
+        raise UserError(
+            f"Cannot read the weights {', '.join(absent)}: {folder} holds no soft labels yet, so the teacher is needed"
+        )
+    return key
+
+
+def _create(path: Path, content: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent / "lock"):
+            if not path.exists():
+                write_atomically(path, json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise RunError(
+            f"cannot make {path.parent}: {error.strerror}. Choose another folder with teacher.labels.folder"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        return {"key": dict(content["key"]), "sizes": {name: int(n) for name, n in content["sizes"].items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}): without it nobody knows what these soft labels belong to. Delete "
+            f"{path.parent}, or name another folder with teacher.labels.folder"
+        ) from error
+
+
+def _check_fits(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    old, new = dict(_flat(stored)), dict(_flat(wanted))
+    differing = [
+        f"  {name}: {old.get(name, 'absent')} in the store, {new.get(name, 'absent')} in the recipe"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and new.get(name) != UNKNOWN
+    ]
+    if differing:
+        raise UserError(
+            f"the soft labels in {folder} were computed for something else:\n"
+            + "\n".join(differing)
+            + "\nName another folder with teacher.labels.folder, take the values of the store, or delete it"
+        )
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts and lists of dicts, by dotted key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        for index, entry in enumerate(value):
+            yield from _flat(entry, f"{key}.{index}")
+    else:
+        yield key, value

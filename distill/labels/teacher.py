@@ -1,0 +1,104 @@
+"""A teacher that looks its answers up, and computes and stores those that are not there."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import Tensor
+
+from distill.data.types import Batch, LabelSlot
+from distill.errors import RunError
+from distill.labels.records import Rows, encode, expand, undecodable
+from distill.labels.store import LabelStore
+from distill.teacher import Teacher
+
+
+class StoredTeacher:
+    """Answers in the form of the store's records, whether they were read or have just been computed.
+
+    So a first run, which computes them, and a second one, which reads them, see the same bits; on a CPU also where
+    several processes shared the work.
+
+    Args:
+        store: Where they are kept.
+        build: Builds the live teacher; called when an answer is missing, not before.
+        compute: Whether it may be built at all; otherwise a missing answer is an error (see `distill.labels.waiting`).
+    """
+
+    def __init__(self, store: LabelStore, build: Callable[[], Teacher], *, compute: bool = True) -> None:
+        self.store = store
+        self._build = build
+        self._compute = compute
+
+    @cached_property
+    def live(self) -> Teacher:
+        """The teacher itself, built at the first use."""
+        return self._build()
+
+    def __call__(self, images: Tensor, slot: LabelSlot) -> dict[str, Tensor]:
+        """The answers to a micro-batch; what was missing is stored.
+
+        Args:
+            images: float32 [N, 3, H, W] or [N, H, W, 3] in [0, 1], mixed, not normalised.
+            slot: Of this micro-batch, as the loader looked it up.
+
+        Returns:
+            "logits" float32 [N, C]: log-probabilities, the mass of what is not stored spread evenly (see `expand`).
+
+        Raises:
+            RunError: An answer is missing and may not be computed, is not finite, or cannot be stored.
+        """
+        return {"logits": paddle.to_tensor(expand(self._rows(images, slot), self.store.layout))}
+
+    def fill(self, images: Tensor, batch: Batch) -> None:
+        """Computes and stores what the store lacks of a batch.
+
+        Args:
+            images: The batch's, as `__call__` takes them.
+            batch: With its slot.
+        """
+        if batch.slot is None:
+            raise ValueError("the batch has no slot: its loader knows no soft-label store")
+        if len(batch.labels):
+            self._rows(images, batch.slot)
+        elif self._compute:
+            self._add(batch.slot, undecodable(0, self.store.layout))
+
+    def _rows(self, images: Tensor, slot: LabelSlot) -> Rows:
+        if not slot.usable.all():  # somebody may have stored it since the loader looked
+            slot = self.store.slot(slot.view_epoch, slot.first, slot.end, slot.places)
+        missing = np.flatnonzero(~slot.usable)
+        if not len(missing):
+            return slot.rows
+        if not self._compute:
+            raise RunError(describe_missing(self.store, slot))
+        wanted = images if len(missing) == len(slot.usable) else images.index_select(paddle.to_tensor(missing))
+        rows = slot.rows.copy()
+        rows[missing] = encode(self.logits(wanted), self.store.layout)
+        self._add(slot, rows)
+        return rows
+
+    def logits(self, images: Tensor) -> NDArray[np.float32]:
+        """The live teacher's own answer, float32 [N, C]; mixed precision of the student has no part in it."""
+        with paddle.amp.auto_cast(enable=False):
+            answer: NDArray[np.float32] = self.live(images)["logits"].numpy()
+        return answer
+
+    def _add(self, slot: LabelSlot, rows: Rows) -> None:
+        """Stores a whole micro-batch: the records of its samples, a mark for what was undecodable."""
+        every = undecodable(slot.end - slot.first, self.store.layout)
+        every[slot.places] = rows
+        self.store.add(slot.view_epoch, slot.first, every)
+
+
+def describe_missing(store: LabelStore, slot: LabelSlot) -> str:
+    """Why a micro-batch has no usable answers, for an error."""
+    where = f"positions {slot.first}-{slot.end - 1} of view epoch {slot.view_epoch} in {store.folder}"
+    if slot.complete:
+        return (
+            f"the soft labels of {where} belong to other views: an image could be decoded then and cannot now, or the "
+            "other way round. Set teacher.labels.missing to 'compute', or delete the store and build it again"
+        )
+    return f"there are no soft labels for {where}: `distill labels build RECIPE` computes them"

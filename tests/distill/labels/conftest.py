@@ -1,0 +1,34 @@
+import pytest
+
+from distill.models import create_model
+from distill.weights import write_weights
+
+TEACHER = {"name": "ResNet18_vd", "width": 0.125}
+
+
+@pytest.fixture(scope="session")
+def teacher_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    model = create_model("ResNet18_vd", 10, width=0.125)
+    write_weights(path, {name: value.numpy() for name, value in model.state_dict().items()})
+    return path
+
+
+@pytest.fixture
+def taught(digits, teacher_weights, tmp_path):
+    """Writes a recipe of one epoch with a teacher whose answers are stored in `store`; keywords replace its keys."""
+
+    def write(name="taught", labels=(), **changes):
+        content = {
+            "epochs": 1,
+            "teacher": {
+                "batch_norm": "stored",
+                "models": [TEACHER | {"weights": str(teacher_weights)}],
+                "labels": {"folder": str(tmp_path / "store"), "top_classes": 4} | dict(labels),
+            },
+            "loss": {"kl": {"weight": 1.0, "temperature": 2.0}},
+            "mixup": {"alpha": 0.2, "group_size": 4},
+        }
+        return digits.recipe(tmp_path / f"{name}.yaml", **(content | changes))
+
+    return write
