@@ -3,6 +3,7 @@ import numpy as np
 import paddle
 import pytest
 
+from distill.engine import EagerEngine, PredictorEngine, open_engine
 from distill.errors import RunError, UserError
 from distill.evaluate import evaluate_weights, measure, open_evaluation
 from distill.recipe_file import load_recipe
@@ -63,7 +64,45 @@ def test_an_image_without_a_label_is_refused(digits, tmp_path):
         open_evaluation(recipe.stages[0], recipe)
 
 
-def test_weights_measure_what_the_run_reported(digits, tmp_path):
-    recipe = load_recipe(digits.recipe(tmp_path / "r.yaml", epochs=1))
-    result = run_recipe(recipe, tmp_path / "run", device="cpu")
-    assert evaluate_weights(recipe, tmp_path / "run" / "student.safetensors", device="cpu") == result.final.evaluation
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """A recipe, its run's weights and what the run reported."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = load_recipe(digits.recipe(folder / "r.yaml", epochs=1))
+    result = run_recipe(recipe, folder / "run", device="cpu")
+    return recipe, folder / "run" / "student.safetensors", result.final.evaluation
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """What `evaluate_weights` computes with: every engine that is opened."""
+    opened = []
+
+    def spy(*arguments, **options):
+        opened.append(open_engine(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr("distill.evaluate.open_engine", spy)
+    return opened
+
+
+def test_weights_measure_what_the_run_reported(finished, engines):
+    """The run evaluates with the plain network, the command with the fast engine."""
+    recipe, weights, reported = finished
+    assert evaluate_weights(recipe, weights, device="cpu") == reported
+    assert [engine.description for engine in engines] == ["Paddle Inference, oneDNN, float32"]
+
+
+def test_a_network_in_the_other_layout_measures_the_same(finished, engines):
+    recipe, weights, reported = finished
+    other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"data_format": "NHWC"})})
+    assert evaluate_weights(other, weights, device="cpu") == reported
+    assert isinstance(engines[0], PredictorEngine)
+
+
+def test_where_the_fast_engine_differs_the_plain_network_measures(finished, engines, monkeypatch, capsys):
+    recipe, weights, reported = finished
+    monkeypatch.setattr("distill.engine.largest_difference", lambda *_: 0.5)
+    assert evaluate_weights(recipe, weights, device="cpu") == reported
+    assert isinstance(engines[0], EagerEngine)
+    assert "measured without the fast engine: Paddle Inference, oneDNN, float32 differs" in capsys.readouterr().err
