@@ -412,11 +412,11 @@ def verify(recipe: MiningRecipe, rule: VerificationSection, images: Images, job:
     """Writes those of a job's edges that SIFT confirms."""
     table = read_table(job.candidates).slice(job.first, _PAIRS_TO_VERIFY)
     with Reader(images.shards) as reader:
-        features = FeatureCache(
-            functools.partial(_describe, images, reader, rule.side_px), memory_per_worker(recipe.runtime) // 2
-        )
+        cache: FeatureCache[int] = FeatureCache(memory_per_worker(recipe.runtime) // 2)
+        see = functools.partial(_describe, images, reader, rule.side_px)
         confirmed = [
-            inliers(features[a], features[b], ratio=rule.ratio, ransac_px=rule.ransac_px) >= rule.drop_inliers
+            inliers(cache.get(a, see), cache.get(b, see), ratio=rule.ratio, ransac_px=rule.ransac_px)
+            >= rule.drop_inliers
             for a, b in zip(table["a"].to_pylist(), table["b"].to_pylist(), strict=True)
         ]
     write_edges(job.result, [table.filter(pa.array(confirmed, pa.bool_()))])

@@ -3,14 +3,15 @@
 Candidates are all pairs with a near embedding or a near perceptual hash, found exactly: an approximate search
 that misses one in a hundred would leave a validation set that is not one. SIFT with a geometric check says what is
 dropped, see `verify`. What it is not sure of is the review band, for a person to look at. A very near hash belongs
-there too: SIFT fails where a copy is blurred, or smaller than the original, and there the hash does not.
+there too: SIFT fails where a copy is blurred, or smaller than the original, and there the hash does not. Crops and
+framed copies are near to the protected image in the same form, see `alterations`.
 
 One part a shard of the pool, which does not depend on the thresholds of the decision: those can be changed at
 no cost.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_mining import score
+from data_mining.alterations import ALTERATIONS
 from data_mining.executors import map_shards, memory_per_worker, threads_per_worker
 from data_mining.hamming import near_across
 from data_mining.index import Reader, index_path, offsets
@@ -70,6 +72,9 @@ PAIRS = pa.schema(
 )
 LEAKS = pa.schema([("image", pa.int64()), *list(PAIRS)[1:], ("decision", pa.string()), ("reason", pa.string())])
 
+_Cache = FeatureCache[tuple[int, bool]]
+_See = Callable[[tuple[int, bool]], Features]
+
 _COLUMNS = ("path", "tar", "offset", "bytes", "label", "pixels_sha256", "phash")
 
 
@@ -82,6 +87,8 @@ class SetFiles:
         index: The parts of its index.
         embeddings: The parts of its embeddings.
         mirrored: The same of the mirrored images; empty if they are not looked for.
+        altered: The same of the images in the forms of `alterations`; empty if those are not looked for.
+        altered_mirrored: And mirrored.
         shards: Its shards, to notice a changed tar.
     """
 
@@ -89,6 +96,8 @@ class SetFiles:
     index: tuple[Path, ...]
     embeddings: tuple[Path, ...]
     mirrored: tuple[Path, ...]
+    altered: tuple[Path, ...]
+    altered_mirrored: tuple[Path, ...]
     shards: tuple[Shard, ...]
 
 
@@ -208,7 +217,8 @@ def find_in_shard(recipe: MiningRecipe, sets: Sequence[SetFiles], job: Job) -> N
     memory_bytes = memory_per_worker(recipe.runtime)
     pool = _Images(job.files)
     with Reader(job.files.shards) as reader, Reader(shard for each in sets for shard in each.shards) as other_reader:
-        tables = [_find_against(recipe, pool, reader, _images(each), other_reader, memory_bytes) for each in sets]
+        compare = functools.partial(_find_against, recipe, pool, reader, memory_bytes=memory_bytes, sets=len(sets))
+        tables = [compare(_images(each), other_reader) for each in sets]
     write_table(job.result, pa.concat_tables(tables))
 
 
@@ -221,7 +231,7 @@ def find_candidates(
     memory_bytes: int,
     threads: int = 1,
 ) -> Candidates:
-    """All pairs with a near embedding or a near hash.
+    """All pairs with a near embedding, of the protected image as it is or altered, or a near hash.
 
     Args:
         pool: Of a shard.
@@ -231,38 +241,45 @@ def find_candidates(
         memory_bytes: What the search may take.
         threads: Of the search.
     """
-    vectors = others.mirrored if flip else others.vectors
     hashes = mirrored(others.hashes) if flip else others.hashes
     near = [
         (pairs.first, pairs.second)
         for pairs in near_across(pool.hashes, hashes, section.max_hash_bits, memory_bytes=memory_bytes // 4)
     ]
-    alike = similar_pairs(
-        pool.vectors,
-        vectors,
-        section.min_cosine,
-        memory_bytes=memory_bytes // 2,
-        threads=threads,
-        bound=others.bound(pool.vectors, section.min_cosine, flip=flip),
-    )
-    near += [(pairs.first, pairs.second) for pairs in alike]
+    vectors = others.vectors(flip=flip)
+    searches = [(vectors, section.min_cosine, 1)]
+    if section.altered_min_cosine is not None:
+        searches.append((others.vectors(flip=flip, altered=True), section.altered_min_cosine, ALTERATIONS))
+    for base, min_cosine, forms in searches:
+        bound = others.bound(pool.vectors(), base, min_cosine)
+        alike = similar_pairs(
+            pool.vectors(), base, min_cosine, memory_bytes=memory_bytes // 2, threads=threads, bound=bound
+        )
+        near += [(pairs.first, pairs.second // forms) for pairs in alike]
     both = [first * len(others.hashes) + second for first, second in near]
     row, number = np.divmod(np.unique(np.concatenate([np.empty(0, np.int64), *both])), max(1, len(others.hashes)))
     if section.within_label:
         same = _same_label(pool.labels[row], others.labels[number])
         row, number = row[same], number[same]
-    cosine = cosines(pool.vectors, row, vectors, number)
+    cosine = cosines(pool.vectors(), row, vectors, number)
     return Candidates(row, number, cosine, bits_apart(pool.hashes[row], hashes[number]))
 
 
 def _find_against(
-    recipe: MiningRecipe, pool: "_Images", reader: Reader, others: "_Images", other_reader: Reader, memory_bytes: int
+    recipe: MiningRecipe,
+    pool: "_Images",
+    reader: Reader,
+    others: "_Images",
+    other_reader: Reader,
+    *,
+    memory_bytes: int,
+    sets: int,
 ) -> pa.Table:
     """The pairs of a shard with one protected set; an image that is near the mirrored one too has two."""
     section = _section(recipe)
     side = section.verification.side_px
-    seen = FeatureCache(functools.partial(pool.describe, reader, side), memory_bytes // 16)
-    known = FeatureCache(functools.partial(others.describe, other_reader, side), memory_bytes // 4)
+    see = functools.partial(pool.describe, reader, side), functools.partial(others.describe, other_reader, side)
+    caches = FeatureCache[tuple[int, bool]](memory_bytes // 16), others.features(side, memory_bytes // 4 // sets)
     tables = []
     for flip in (False, True) if section.mirrored else (False,):
         found = find_candidates(
@@ -270,7 +287,7 @@ def _find_against(
         )
         identical = (pool.sha256[found.row] == others.sha256[found.protected]).all(axis=1) & (not flip)
         certain = (found.bits.astype(int) <= section.certain_hash_bits) & (found.cosine >= section.min_cosine)
-        counts, keypoints = _verified(found, identical | certain, seen, known, section, flip=flip)
+        counts, keypoints = _verified(found, identical | certain, caches, see, section, flip=flip)
         columns = (
             found.row,
             [others.name] * len(found.row),
@@ -290,8 +307,8 @@ def _find_against(
 def _verified(
     found: Candidates,
     obvious: NDArray[np.bool_],
-    seen: FeatureCache[tuple[int, bool]],
-    known: FeatureCache[tuple[int, bool]],
+    caches: tuple[_Cache, _Cache],
+    see: tuple[_See, _See],
     section: LeaksSection,
     *,
     flip: bool,
@@ -301,7 +318,8 @@ def _verified(
     counts = np.full(len(found.row), NOT_ASKED, np.int32)
     keypoints = np.full(len(found.row), NOT_ASKED, np.int32)
     for at in np.flatnonzero(~obvious).tolist():  # by row: each image of the shard is described once
-        one, other = seen[int(found.row[at]), False], known[int(found.protected[at]), flip]
+        one = caches[0].get((int(found.row[at]), False), see[0])
+        other = caches[1].get((int(found.protected[at]), flip), see[1])
         counts[at] = inliers(one, other, ratio=rule.ratio, ransac_px=rule.ransac_px)
         keypoints[at] = min(len(one.points), len(other.points))
     return counts, keypoints
@@ -322,16 +340,31 @@ class _Images:
         self.hashes: NDArray[np.uint64] = table["phash"].to_numpy()
         self.labels: NDArray[np.int32] = table["label"].to_numpy()
         self.sha256 = sha256_rows(table["pixels_sha256"])
-        self.vectors = Vectors(files.embeddings, files.name)
-        self.mirrored = Vectors(files.mirrored, f"{files.name}, mirrored")
+        self._vectors = {
+            (False, False): Vectors(files.embeddings, files.name),
+            (True, False): Vectors(files.mirrored, f"{files.name}, mirrored"),
+            (False, True): Vectors(files.altered, f"{files.name}, altered"),
+            (True, True): Vectors(files.altered_mirrored, f"{files.name}, altered and mirrored"),
+        }
         self._places = table.select(["path", "tar", "offset", "bytes"])
-        self._bounds: dict[bool, Bound] = {}
+        self._bounds: dict[str, Bound] = {}
+        self._features: dict[tuple[int, int], _Cache] = {}
 
-    def bound(self, queries: Vectors, min_cosine: float, *, flip: bool) -> Bound:
+    def vectors(self, *, flip: bool = False, altered: bool = False) -> Vectors:
+        """The embeddings, of altered images `ALTERATIONS` rows an image."""
+        return self._vectors[flip, altered]
+
+    def bound(self, queries: Vectors, base: Vectors, min_cosine: float) -> Bound:
         """Fitted to the first shard that a process meets; another one would change the speed only."""
-        if flip not in self._bounds:
-            self._bounds[flip] = fit_bound(queries, self.mirrored if flip else self.vectors, min_cosine)
-        return self._bounds[flip]
+        if base.title not in self._bounds:
+            self._bounds[base.title] = fit_bound(queries, base, min_cosine)
+        return self._bounds[base.title]
+
+    def features(self, side_px: int, memory_bytes: int) -> _Cache:
+        """What SIFT saw in the images, by (number, mirrored); held for the next shards too."""
+        if (side_px, memory_bytes) not in self._features:
+            self._features[side_px, memory_bytes] = FeatureCache(memory_bytes)
+        return self._features[side_px, memory_bytes]
 
     def describe(self, reader: Reader, side_px: int, key: tuple[int, bool]) -> Features:
         """The features of an image, by (number, mirrored)."""
@@ -369,25 +402,35 @@ def _jobs(workspace: Workspace, recipe: MiningRecipe) -> list[Job]:
     for shard in shards_of(workspace, recipe, POOL):
         inputs = [score.part_key(workspace, recipe, shard), index_part_key(shard), *against]
         result = workspace.path(STAGE, "pairs", make_key("leak-candidates", settings, inputs), ".parquet")
-        jobs.append(Job(_files(workspace, recipe, shard.title, [shard], flip=False), result))
+        jobs.append(Job(_files(workspace, recipe, shard.title, [shard]), result))
     return jobs
 
 
 def _protected_files(workspace: Workspace, recipe: MiningRecipe) -> tuple[SetFiles, ...]:
-    flip = _section(recipe).mirrored
     return tuple(
-        _files(workspace, recipe, each.name, shards_of(workspace, recipe, protected(each.name)), flip=flip)
+        _files(workspace, recipe, each.name, shards_of(workspace, recipe, protected(each.name)), _section(recipe))
         for each in recipe.protected
     )
 
 
-def _files(workspace: Workspace, recipe: MiningRecipe, name: str, shards: Sequence[Shard], *, flip: bool) -> SetFiles:
+def _files(
+    workspace: Workspace, recipe: MiningRecipe, name: str, shards: Sequence[Shard], section: LeaksSection | None = None
+) -> SetFiles:
+    """The files of a protected set where a section is given, with the forms that it looks for; else of the pool."""
+    flip = section is not None and section.mirrored
+    alter = section is not None and section.altered_min_cosine is not None
+
+    def embeddings(**forms: bool) -> tuple[Path, ...]:
+        return tuple(score.embeddings_path(workspace, recipe, shard, **forms) for shard in shards)
+
     return SetFiles(
         name,
-        tuple(index_path(workspace, shard) for shard in shards),
-        tuple(score.embeddings_path(workspace, recipe, shard) for shard in shards),
-        tuple(score.embeddings_path(workspace, recipe, shard, mirrored=True) for shard in shards if flip),
-        tuple(shards),
+        index=tuple(index_path(workspace, shard) for shard in shards),
+        embeddings=embeddings(),
+        mirrored=embeddings(mirrored=True) if flip else (),
+        altered=embeddings(altered=True) if alter else (),
+        altered_mirrored=embeddings(mirrored=True, altered=True) if flip and alter else (),
+        shards=tuple(shards),
     )
 
 

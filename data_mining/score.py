@@ -11,6 +11,7 @@ computes in another order: its scores differ by some 1e-5.
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_mining.alterations import ALTERATIONS, altered
 from data_mining.executors import map_shards, threads_per_worker
 from data_mining.index import Reader, index_path, offsets
 from data_mining.index import part_key as index_part_key
@@ -63,12 +65,14 @@ class Job:
         key: Of what is made.
         rows: Which images, None: all.
         mirrored: Left and right exchanged.
+        altered: Each image in all the forms of `alterations`, one after the other, instead of as it is.
     """
 
     shard: Shard
     key: str
     rows: tuple[int, ...] | None = None
     mirrored: bool = False
+    altered: bool = False
 
     @property
     def title(self) -> str:
@@ -111,10 +115,18 @@ def scores_path(workspace: Workspace, recipe: MiningRecipe, shard: Shard) -> Pat
     return workspace.path(STAGE, "classes", part_key(workspace, recipe, shard), ".parquet")
 
 
-def embeddings_path(workspace: Workspace, recipe: MiningRecipe, shard: Shard, *, mirrored: bool = False) -> Path:
-    """The embeddings of a shard, float16 [n, d]; of the mirrored images for protected sets only."""
-    what = "mirrored" if mirrored else "embeddings"
-    return workspace.path(STAGE, what, part_key(workspace, recipe, shard), ".npy")
+def embeddings_path(
+    workspace: Workspace, recipe: MiningRecipe, shard: Shard, *, mirrored: bool = False, altered: bool = False
+) -> Path:
+    """The embeddings of a shard, float16 [n, d]; mirrored and altered ones for protected sets only.
+
+    Of altered images an array has `ALTERATIONS` rows an image.
+    """
+    return workspace.path(STAGE, _kind(mirrored, altered), part_key(workspace, recipe, shard), ".npy")
+
+
+def _kind(mirrored: bool, altered: bool) -> str:
+    return "-".join(name for name, holds in (("mirrored", mirrored), ("altered", altered)) if holds) or "embeddings"
 
 
 def read_embeddings(
@@ -173,31 +185,33 @@ def score_shard(root: Path, recipe: MiningRecipe, job: Job) -> None:
     workspace = Workspace(root)
     projection = Projection.from_array(read_array(_projection_path(workspace, recipe)))
     engine = _engine(recipe)
+    ranked = not (job.mirrored or job.altered)
     rankings, embeddings = [], []
     for answers in _answers(workspace, recipe, engine, job):
         embeddings.append(projection.apply(answers["embedding"]))
-        if not job.mirrored:
+        if ranked:
             rankings.append(rank_classes(answers["logits"], recipe.score.top_classes))
-    what = "mirrored" if job.mirrored else "embeddings"
     dimension = projection.components.shape[1]
     write_array(
-        workspace.path(STAGE, what, job.key, ".npy"),
+        workspace.path(STAGE, _kind(job.mirrored, job.altered), job.key, ".npy"),
         np.concatenate([np.empty((0, dimension), np.float16), *embeddings]),
     )
-    if not job.mirrored:
+    if ranked:
         width = min(recipe.score.top_classes, recipe.teacher.num_classes)
         table = _table(rankings, width).replace_schema_metadata({ENGINE_METADATA: engine.description.encode()})
         write_table(workspace.path(STAGE, "classes", job.key, ".parquet"), table)
 
 
 def _missing(workspace: Workspace, recipe: MiningRecipe, set_name: str) -> Iterator[Job]:
-    mirrored = set_name.startswith("protected-") and recipe.leaks is not None and recipe.leaks.mirrored
+    leaks = recipe.leaks if set_name.startswith("protected-") else None
+    mirrored = (False, True) if leaks is not None and leaks.mirrored else (False,)
+    altered = (False, True) if leaks is not None and leaks.altered_min_cosine is not None else (False,)
     for shard in to_do(workspace, shards_of(workspace, recipe, set_name)):
         key = part_key(workspace, recipe, shard)
-        if not scores_path(workspace, recipe, shard).exists():
-            yield Job(shard, key)
-        if mirrored and not embeddings_path(workspace, recipe, shard, mirrored=True).exists():
-            yield Job(shard, key, mirrored=True)
+        for flip, alter in itertools.product(mirrored, altered):
+            path = embeddings_path(workspace, recipe, shard, mirrored=flip, altered=alter)
+            if not (path if flip or alter else scores_path(workspace, recipe, shard)).exists():
+                yield Job(shard, key, mirrored=flip, altered=alter)
 
 
 def _table(rankings: Sequence[Ranking], width: int) -> pa.Table:
@@ -314,24 +328,27 @@ def _answers(workspace: Workspace, recipe: MiningRecipe, engine: "Engine", job: 
     table = read_table(index_path(workspace, job.shard), _LOCATION)
     if job.rows is not None:
         table = table.take(pa.array(job.rows, pa.int64()))
-    size = recipe.runtime.batch_size
+    forms = ALTERATIONS if job.altered else 1
+    size = max(1, recipe.runtime.batch_size // forms)
     batches = [table.slice(first, size).to_pylist() for first in range(0, len(table), size)]
     with Reader([job.shard]) as reader, ThreadPoolExecutor(threads_per_worker(recipe.runtime)) as pool:
-        view = functools.partial(_view, reader, recipe, job.mirrored)
-        reading: list[Future[Image]] = []
+        views = functools.partial(_views, reader, recipe, job)
+        reading: list[Future[list[Image]]] = []
         for number in range(len(batches) + 1):
-            images = [future.result() for future in reading]
-            reading = [pool.submit(view, row) for row in batches[number]] if number < len(batches) else []
+            images = [image for future in reading for image in future.result()]
+            reading = [pool.submit(views, row) for row in batches[number]] if number < len(batches) else []
             if images:
                 answers = engine(np.stack(images))
-                _check_finite(answers, batches[number - 1])
+                _check_finite(answers, [row for row in batches[number - 1] for _ in range(forms)])
                 yield answers
 
 
-def _view(reader: Reader, recipe: MiningRecipe, mirrored: bool, row: dict[str, Any]) -> Image:
+def _views(reader: Reader, recipe: MiningRecipe, job: Job, row: dict[str, Any]) -> list[Image]:
+    """What the teacher sees of an image, each uint8 [crop_px, crop_px, 3]."""
     image = reader.image(row["path"], row["tar"], row["offset"], row["bytes"])
-    image = evaluation_view(image, recipe.teacher.resize_short_px, recipe.teacher.crop_px)
-    return np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+    forms = altered(image) if job.altered else [image]
+    views = (evaluation_view(form, recipe.teacher.resize_short_px, recipe.teacher.crop_px) for form in forms)
+    return [np.ascontiguousarray(view[:, ::-1]) if job.mirrored else view for view in views]
 
 
 def _check_finite(answers: "Answers", rows: Sequence[dict[str, Any]]) -> None:

@@ -153,16 +153,16 @@ Key = TypeVar("Key", bound=Hashable)
 class FeatureCache(Generic[Key]):
     """Features of the images that come up again and again, in bounded memory; the least recently used go first."""
 
-    def __init__(self, compute: Callable[[Key], Features], memory_bytes: int) -> None:
-        self._compute = compute
+    def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
         self._held: dict[Key, Features] = {}
         self._bytes = 0
 
-    def __getitem__(self, key: Key) -> Features:
+    def get(self, key: Key, compute: Callable[[Key], Features]) -> Features:
+        """The features of an image; `compute` is called where they are not held."""
         features = self._held.pop(key, None)
         if features is None:
-            features = self._compute(key)
+            features = compute(key)
             self._bytes += features.nbytes
         self._held[key] = features  # the last in the dict is the last used
         while self._bytes > self._memory_bytes and len(self._held) > 1:

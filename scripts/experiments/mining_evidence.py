@@ -184,6 +184,7 @@ def write_recipe(output: Path, weights: Path) -> Path:
         "score": {"top_classes": 5, "embedding_dim": 128, "whiten": True},
         "leaks": {
             "min_cosine": 0.45,
+            "altered_min_cosine": 0.6,
             "max_hash_bits": 12,
             "verification": {"side_px": 128, "drop_inliers": 13, "review_inliers": 8},
             "drop_review_band": True,

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from data_mining import index, leaks, score
+from data_mining.alterations import ALTERATIONS, altered
 from data_mining.leaks import (
     CERTAIN,
     DROP,
@@ -43,9 +44,12 @@ class Set:
         self.labels = rng.integers(-1, 3, count).astype(np.int32)
         self.rows = rng.standard_normal((count, 6)).astype(np.float16)
         self.flipped = rng.standard_normal((count, 6)).astype(np.float16)
-        self.vectors, self.mirrored = Vectors([self.rows], "set"), Vectors([self.flipped], "mirrored")
+        self.forms = rng.standard_normal((count * ALTERATIONS, 6)).astype(np.float16)
 
-    def bound(self, queries, min_cosine, *, flip):
+    def vectors(self, *, flip=False, altered=False):
+        return Vectors([self.forms if altered else self.flipped if flip else self.rows], "set")
+
+    def bound(self, queries, base, min_cosine):
         return None
 
 
@@ -70,6 +74,23 @@ def test_candidates_are_all_pairs_with_a_near_embedding_or_hash(flip, within_lab
     columns = (found.row, found.protected, found.cosine, found.bits)
     assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
     assert len(expected) > 20
+
+
+def test_candidates_of_altered_images_are_pairs_with_the_image_itself():
+    pool, others = Set(0, 60), Set(1, 25)
+    pool.hashes = np.zeros_like(pool.hashes)
+    others.hashes = np.full_like(others.hashes, 2**64 - 1)  # no pair is near by its hash
+    section = LeaksSection(min_cosine=1.0, altered_min_cosine=0.95, max_hash_bits=0)
+    found = find_candidates(pool, others, section, flip=False, memory_bytes=2**26)
+    one, two = (
+        rows.astype(float) / np.linalg.norm(rows.astype(float), axis=1, keepdims=True)
+        for rows in (pool.rows, others.forms)
+    )
+    near = (one @ two.T).reshape(60, 25, ALTERATIONS).max(axis=2) >= 0.95
+    assert list(zip(found.row.tolist(), found.protected.tolist(), strict=True)) == list(
+        zip(*np.nonzero(near), strict=True)
+    )
+    assert 20 < near.sum() < 1000
 
 
 BANDS = {"drop_inliers": 20, "review_inliers": 10}
@@ -228,6 +249,27 @@ def test_without_the_mirrored_pass_mirrored_copies_stay(scored, world):
     _, removed, _ = run(scored, make_recipe(world, mirrored=False))
     assert "coffee mirrored.jpg" not in removed
     assert "chelsea.png" in removed
+
+
+def test_crops_and_framed_copies_are_near_to_the_image_altered_alike(world, photos, tmp_path):
+    """The embedding of a network that knows nothing: what it says of two images that look alike is alike."""
+    image = photos.load("astronaut", SIDE)
+    forms = list(altered(image))
+    pool = tmp_path / "pool/0"
+    for name, form in (("half.png", forms[4]), ("quarter.png", forms[14]), ("framed.png", forms[-1])):
+        save(pool / name, form)
+    for name in photos.names[4:]:
+        save(pool / f"{name}.png", photos.load(name, SIDE))
+    sources = [{"kind": "folder", "root": str(tmp_path / "pool")}]
+    found = {}
+    for altered_min_cosine in (None, 0.999):
+        recipe = make_recipe(world, min_cosine=0.999, max_hash_bits=0, altered_min_cosine=altered_min_cosine)
+        recipe = MiningRecipe.model_validate(recipe.model_dump() | {"pool": {"sources": sources}})
+        with Workspace(tmp_path / str(altered_min_cosine)) as workspace:
+            index.run(workspace, recipe)
+            score.run(workspace, recipe)
+        found[altered_min_cosine] = run(tmp_path / str(altered_min_cosine), recipe)[1]
+    assert found == {None: set(), 0.999: {"half.png", "quarter.png", "framed.png"}}
 
 
 def test_hashes_alone_miss_crops(scored, world):

@@ -163,11 +163,11 @@ def test_cache_forgets_what_was_not_used_for_longest():
         computed.append(key)
         return Features(np.zeros((10, 2), np.float32), np.zeros((10, 128), np.uint8))
 
-    cache = FeatureCache(compute, memory_bytes=3 * 1_360)
+    cache = FeatureCache(memory_bytes=3 * 1_360)
     for key in (1, 2, 3, 1, 4, 1, 2):
-        cache[key]
+        cache.get(key, compute)
     assert computed == [1, 2, 3, 4, 2]
-    tiny = FeatureCache(compute, memory_bytes=1)
-    assert len(tiny["a"].points) == len(tiny["a"].points) == 10
+    tiny = FeatureCache(memory_bytes=1)
+    assert len(tiny.get("a", compute).points) == len(tiny.get("a", compute).points) == 10
     assert computed[-1] == "a"
     assert verify.MAX_FEATURES * 136 < 2**17
