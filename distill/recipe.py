@@ -130,6 +130,13 @@ class TeacherSection(Section):
             "statistics), checked against the plain model at the start."
         ),
     ] = "auto"
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Field(
+            description="Of the teacher's computation, whatever the stage's amp. 'bfloat16': a CPU with AVX-512, or a "
+            "GPU; its logits differ by about 1 % of the largest. 'float16': a GPU."
+        ),
+    ] = "float32"
     labels: Annotated[LabelsSection | None, Field(description="Absent: the teacher computes in every run.")] = None
 
     @field_validator("labels")

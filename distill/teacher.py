@@ -4,12 +4,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
-from distill.engine import open_engine
+from distill.engine import Precision, check_agreement, check_support, open_engine, relative_difference
 from distill.errors import UserError
 from distill.losses.log_probabilities import log_softmax
 from distill.models import build_model
@@ -25,7 +26,7 @@ class Teacher:
     Not an `nn.Layer`, so that no `train()`, `state_dict()` or optimiser of the student can reach it.
 
     Args:
-        section: Networks, weights, normalisation, and how BN normalises ("stored" or "batch" statistics).
+        section: Networks, weights, normalisation, how BN normalises ("stored" or "batch" statistics), precision.
         num_classes: C, the student's.
         student_normalization: Used by the teachers that state none of their own.
         taps: Names of the taps wanted besides the logits; of a single teacher only.
@@ -37,10 +38,12 @@ class Teacher:
     Attributes:
         identity: Name and SHA-256 of the weights' file of each network.
         tap_channels: Channels by tap; empty for several teachers.
-        engines: What computes, of each network.
+        engines: What computes, in which precision and how near to the plain model, of each network.
 
     Raises:
-        UserError: Weights are missing or do not fit, or taps of several teachers are asked for.
+        UserError: Weights are missing or do not fit, taps of several teachers are asked for, or the device has not
+            the precision.
+        RunError: The engine's answers differ from the plain model's by more than `distill.engine.TOLERANCE`.
     """
 
     def __init__(
@@ -59,14 +62,18 @@ class Teacher:
                 f"teacher.models: {len(section.models)} teachers, but loss.feature_mse compares with one teacher's "
                 f"{taps[0]!r}. Keep one teacher, or remove loss.feature_mse"
             )
-        fast = (
-            section.engine == "auto" and section.batch_norm == "stored" and device is not None and device.kind == "cpu"
-        )
+        fast = uses_predictor(section, device)
         self._members: list[_Member | _EngineMember] = []
         for model in section.models:
+            # The predictor has a layout of its own; a transposition inside it makes Paddle 3.3.1 fail.
+            layout = data_format if fast else model.data_format
+            model = model.model_copy(update={"data_format": layout})
             member = _Member(model, num_classes, student_normalization, section.batch_norm)
-            fits = fast and model.data_format == data_format  # the engine returns maps as its network has them
-            self._members.append(_EngineMember(member, taps, device, check_px) if fits and device else member)
+            if fast and device is not None:
+                self._members.append(_EngineMember(member, taps, device, section.precision, check_px))
+            else:
+                member.set_precision(section.precision, taps, check_px)
+                self._members.append(member)
         self._taps = tuple(taps)
         self._data_format = data_format
         self.engines = [member.description for member in self._members]
@@ -74,9 +81,7 @@ class Teacher:
         self.tap_channels: dict[str, int] = self._members[0].model.tap_channels if len(self._members) == 1 else {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """The teacher's answers, without gradient.
-
-        Under `paddle.amp.auto_cast` the networks compute in its precision; the answers are float32.
+        """The teacher's answers, without gradient: float32, computed in its own precision whatever the student's.
 
         Args:
             images: float32 [N, 3, H, W] or [N, H, W, 3] by `data_format`, in [0, 1], mixed already, not
@@ -111,6 +116,28 @@ def open_teacher(recipe: Recipe, number: int, device: Device) -> Teacher:
     )
 
 
+def uses_predictor(section: TeacherSection, device: Device | None) -> bool:
+    """Whether Paddle Inference computes (see `distill.engine`): on a CPU, with stored statistics, unless not wanted.
+
+    Raises:
+        UserError: The device has not the precision, or not with this engine and these statistics.
+    """
+    on_cpu = device is not None and device.kind == "cpu"
+    fast = on_cpu and section.engine == "auto" and section.batch_norm == "stored"
+    if on_cpu and not fast and section.precision != "float32":
+        raise UserError(
+            f"teacher.precision: on a CPU {section.precision!r} needs teacher.engine 'auto' and teacher.batch_norm "
+            f"'stored', received {section.engine!r} and {section.batch_norm!r}: eager Paddle computes in float32 only. "
+            "Change these, or use precision 'float32'"
+        )
+    if device is not None:
+        try:
+            check_support("predictor" if fast else "eager", section.precision, device)
+        except UserError as error:
+            raise UserError(f"teacher.precision: {error}") from None
+    return fast
+
+
 def average_logits(logits: Sequence[Tensor]) -> Tensor:
     """log(1/K sum_k softmax(logits_k)) of K teachers, each float32 [N, C]; a softmax of it is the mean."""
     log_probabilities = paddle.stack([log_softmax(each) for each in logits])
@@ -128,33 +155,57 @@ class _Member:
         freeze(self.model, batch_statistics=batch_norm == "batch")
         self.normalization = section.normalization or student_normalization
         self._data_format = section.data_format
-        self.description = "eager Paddle"
+        self._precision: Precision = "float32"
+        self.description = "eager Paddle, float32"
+
+    def set_precision(self, precision: Precision, taps: Sequence[str], check_px: int) -> None:
+        """Computes in `precision` from now on, if that agrees with float32 on noise."""
+        if precision == "float32":
+            return
+        shape = (2, 3, check_px, check_px)
+        noise = paddle.to_tensor(np.random.default_rng(0).random(shape, dtype=np.float32))
+        expected = {name: value.numpy() for name, value in self.answer(noise, taps, "NCHW").items()}
+        self._precision = precision
+        received = {name: value.numpy() for name, value in self.answer(noise, taps, "NCHW").items()}
+        difference = relative_difference(received, expected)
+        check_agreement(f"eager Paddle, {precision}", difference, precision)
+        self.description = _described(f"eager Paddle, {precision}", difference)
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
-        images = _relaid(normalize(images, self.normalization, data_format), data_format, self._data_format)
-        outputs = self.model.taps(images, [*taps, "logits"])
+        mixed = self._precision != "float32"
+        with paddle.amp.auto_cast(enable=mixed, dtype=self._precision if mixed else "float16"):
+            images = _relaid(normalize(images, self.normalization, data_format), data_format, self._data_format)
+            outputs = self.model.taps(images, [*taps, "logits"])
         return {
             name: _relaid(value.astype("float32"), self._data_format, data_format) for name, value in outputs.items()
         }
 
 
 class _EngineMember:
-    """One frozen network on a fast engine."""
+    """One frozen network on a fast engine, in the layout of the images that it will be given."""
 
-    def __init__(self, member: _Member, taps: Sequence[str], device: Device, check_px: int) -> None:
+    def __init__(
+        self, member: _Member, taps: Sequence[str], device: Device, precision: Precision, check_px: int
+    ) -> None:
         self.model = member.model
         self._engine = open_engine(
             member.model,
             member.normalization,
             device,
             outputs=[*taps, "logits"],
+            precision=precision,
             data_format=member.model.data_format,
             check_px=check_px,
         )
-        self.description = self._engine.description
+        self.description = _described(self._engine.description, self._engine.largest_difference)
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
         return {name: paddle.to_tensor(value) for name, value in self._engine(images.numpy()).items()}
+
+
+def _described(description: str, difference: float) -> str:
+    """The engine, and how far its answers are from the plain model's, relative to the largest one."""
+    return f"{description} (within {difference:.1g} of the plain model)"
 
 
 def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:

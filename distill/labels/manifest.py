@@ -79,7 +79,9 @@ def store_key(recipe: Recipe, number: int, images: Images) -> dict[str, Any]:
         "images": {"count": len(images), **images.identity()},
         "view": stage.view.model_dump(mode="json"),
         "mixup": stage.mixup.model_dump(mode="json") if stage.mixup is not None else None,
+        "precision": stage.teacher.precision,
         "teachers": [_teacher_key(model, stage) for model in stage.teacher.models],
+        "precision": stage.teacher.precision,
     }
     stored: dict[str, Any] = json.loads(json.dumps(key))  # tuples become lists
     return stored

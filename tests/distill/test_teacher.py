@@ -1,4 +1,6 @@
+import contextlib
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from paddle import nn
 from scipy.special import softmax
 
-from distill.errors import UserError
+from distill.engine import TOLERANCE
+from distill.errors import RunError, UserError
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import create_model
 from distill.models.resnet import ResNet
@@ -213,16 +216,95 @@ def test_the_fast_engine_answers_as_the_plain_network(weights, data_format) -> N
     )
     plain = Teacher(section, 10, GREY, ["stage2"], data_format=data_format)
     fast = Teacher(section, 10, GREY, ["stage2"], data_format=data_format, device=Device("cpu", 2), check_px=28)
-    assert plain.engines == ["eager Paddle"]
-    assert fast.engines == ["Paddle Inference, oneDNN, float32"]
+    assert plain.engines == ["eager Paddle, float32"]
+    assert re.fullmatch(r"Paddle Inference, oneDNN, float32 \(within \de-0[5-9] of the plain model\)", fast.engines[0])
     shape = [5, 3, 28, 28] if data_format == "NCHW" else [5, 28, 28, 3]
     images = paddle.to_tensor(np.random.default_rng(0).random(shape), dtype="float32")
     for name, value in plain(images).items():
         np.testing.assert_allclose(fast(images)[name].numpy(), value.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def with_one_model(path: str, **changes: object) -> TeacherSection:
+    network = {"name": "ResNet18_vd", "width": 0.125, "stem_stride": 1, "weights": path}
+    return TeacherSection.model_validate({"batch_norm": "stored", "models": [network]} | changes)
+
+
 @pytest.mark.parametrize("change", [{"engine": "eager"}, {"batch_norm": "batch"}])
 def test_the_plain_network_answers_where_the_engine_may_not(weights, change) -> None:
-    models = [{"name": "ResNet18_vd", "width": 0.125, "stem_stride": 1, "weights": weights[0]}]
-    section = TeacherSection.model_validate({"batch_norm": "stored", "models": models} | change)
-    assert Teacher(section, 10, GREY, device=Device("cpu", 2), check_px=28).engines == ["eager Paddle"]
+    section = with_one_model(weights[0], **change)
+    assert Teacher(section, 10, GREY, device=Device("cpu", 2), check_px=28).engines == ["eager Paddle, float32"]
+
+
+@pytest.mark.skipif("avx512bw" not in Path("/proc/cpuinfo").read_text(), reason="bfloat16 needs AVX-512")
+def test_a_teacher_in_bfloat16_is_near_and_says_so(weights, images) -> None:
+    plain = Teacher(with_one_model(weights[0]), 10, GREY, ["stage2"])(images)
+    teacher = Teacher(
+        with_one_model(weights[0], precision="bfloat16"), 10, GREY, ["stage2"], device=Device("cpu", 2), check_px=28
+    )
+    assert re.fullmatch(r"Paddle Inference, oneDNN, bfloat16 \(within 0\.0\d+ of the plain model\)", teacher.engines[0])
+    for name, value in teacher(images).items():
+        difference = np.abs(value.numpy() - plain[name].numpy()).max() / np.abs(plain[name].numpy()).max()
+        assert value.dtype == paddle.float32 and 1e-5 < difference < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("change", [{"engine": "eager"}, {"batch_norm": "batch"}])
+def test_a_precision_that_eager_paddle_has_not_on_a_cpu_is_refused(weights, precision, change) -> None:
+    section = with_one_model(weights[0], precision=precision, **change)
+    with pytest.raises(UserError, match=rf"teacher\.precision: on a CPU '{precision}' needs teacher\.engine 'auto'"):
+        Teacher(section, 10, GREY, device=Device("cpu", 2))
+
+
+def test_a_precision_that_the_engine_has_not_is_refused(weights) -> None:
+    section = with_one_model(weights[0], precision="float16")
+    with pytest.raises(UserError, match=r"teacher\.precision: .*float32 or bfloat16, received precision 'float16'"):
+        Teacher(section, 10, GREY, device=Device("cpu", 2))
+
+
+class Casting:
+    """Stands in for a GPU's automatic mixed precision: rounds the logits as float16 does, or spoils them."""
+
+    def __init__(self, monkeypatch, error: float) -> None:
+        self.types: list[str] = []
+        taps, active = ResNet.taps, []
+
+        @contextlib.contextmanager
+        def auto_cast(enable: bool = True, dtype: str = "float16"):
+            if enable:
+                self.types.append(dtype)
+            active.append(enable)
+            yield
+            active.pop()
+
+        def rounded(model, images, names):
+            return {name: value * (1 + error * active[-1]) for name, value in taps(model, images, names).items()}
+
+        monkeypatch.setattr(paddle.amp, "auto_cast", auto_cast)
+        monkeypatch.setattr(ResNet, "taps", rounded)
+
+
+def test_on_a_gpu_the_plain_network_computes_in_its_own_precision(weights, images, monkeypatch) -> None:
+    casting = Casting(monkeypatch, 0.01)
+    teacher = Teacher(with_one_model(weights[0], precision="float16"), 10, GREY, device=Device("gpu", 2), check_px=28)
+    assert teacher.engines == ["eager Paddle, float16 (within 0.01 of the plain model)"]
+    assert teacher(images)["logits"].dtype == paddle.float32
+    assert casting.types == ["float16", "float16"]  # while it was checked, and now
+
+
+def test_a_precision_that_answers_otherwise_is_refused(weights, monkeypatch) -> None:
+    Casting(monkeypatch, 0.2)
+    with pytest.raises(RunError, match=r"eager Paddle, float16 differs from the plain model by 0\.2"):
+        Teacher(with_one_model(weights[0], precision="float16"), 10, GREY, device=Device("gpu", 2), check_px=28)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [("NHWC", "NCHW"), ("NCHW", "NHWC")])
+def test_the_fast_engine_answers_in_the_students_layout(weights, teacher, student) -> None:
+    network = {"name": "ResNet18_vd", "width": 0.125, "stem_stride": 1, "weights": weights[0], "data_format": teacher}
+    section = TeacherSection.model_validate({"batch_norm": "stored", "models": [network]})
+    plain = Teacher(section, 10, GREY, ["stage2"], data_format=student)
+    fast = Teacher(section, 10, GREY, ["stage2"], data_format=student, device=Device("cpu", 2), check_px=28)
+    assert fast.engines[0].startswith("Paddle Inference")
+    shape = [2, 3, 28, 28] if student == "NCHW" else [2, 28, 28, 3]
+    views = paddle.to_tensor(np.random.default_rng(0).random(shape), dtype="float32")
+    for name, value in plain(views).items():
+        np.testing.assert_allclose(fast(views)[name].numpy(), value.numpy(), rtol=1e-4, atol=1e-4)
