@@ -77,14 +77,20 @@ class ImageFiles:
         Raises:
             UndecodableImage: Missing, forbidden, not a regular file, or not an image.
         """
-        name = self.name(index)
+        return decode_image(self.encoded(index), self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            UndecodableImage: Missing, forbidden, or not a regular file.
+        """
         try:
-            data = read_encoded(self.path(index))
+            return read_encoded(self.path(index))
         except OSError as error:
             if error.errno in _FAULT_OF_THE_FILE:
-                raise UndecodableImage(name, f"cannot be read: {error.strerror}") from None
+                raise UndecodableImage(self.name(index), f"cannot be read: {error.strerror}") from None
             raise
-        return decode_image(data, name)
 
     def content_digest(self, first: int, end: int) -> str:
         """A hash of the paths of [first, end), as they are listed; root and labels have no part in it.

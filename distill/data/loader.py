@@ -266,7 +266,7 @@ def _read_views(
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
             raise RunError(f"{source.name(index)}: this image could not be prepared: {problem}") from error
-        _store(view, images[len(kept)], data_format)
+        store_view(view, images[len(kept)], data_format)
         kept.append(place)
     places = np.array(kept, dtype=np.int64)
     taken = indices[places]
@@ -285,7 +285,7 @@ def _read_views(
     return batch, places
 
 
-def _store(view: Image, target: NDArray[np.uint8], data_format: DataFormat) -> None:
+def store_view(view: Image, target: NDArray[np.uint8], data_format: DataFormat) -> None:
     """Copies a view [S, S, 3] into its place of a batch, [3, S, S] or [S, S, 3]."""
     if data_format == "NCHW":
         cv2.split(view, list(target))  # a third of the time of NumPy's transposed copy

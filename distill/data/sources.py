@@ -48,6 +48,20 @@ class Images:
         source, own_index = self._locate(index)
         return source.read(own_index)
 
+    def encoded(self, index: int) -> bytes | None:
+        """The bytes of an image's file; None where it has no file of its own (IDX).
+
+        Raises:
+            UndecodableImage: The file is missing or not readable.
+        """
+        source, own_index = self._locate(index)
+        return source.encoded(own_index) if isinstance(source, ImageFiles) else None
+
+    def name(self, index: int) -> str:
+        """See `ImageSource.name`."""
+        source, own_index = self._locate(index)
+        return source.name(own_index)
+
     def identity(self) -> dict[str, str]:
         """What tells these images from others, cheaply: hashes of what is listed and of the sizes of some files.
 

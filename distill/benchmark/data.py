@@ -1,0 +1,409 @@
+"""How fast a recipe's images reach the student, part by part, and what limits it: `distill benchmark data`."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from distill.data.augment import train_view
+from distill.data.decode import decode_image
+from distill.data.loader import DataFormat, TrainLoader, store_view
+from distill.data.random import Stream, generator
+from distill.data.sampler import epoch_order
+from distill.data.sources import Images, open_sources
+from distill.data.types import Image, UndecodableImage
+from distill.display import Display
+from distill.errors import RunError, UserError, did_you_mean
+from distill.recipe import Recipe, Stage
+
+PARTS = ("read", "decode", "view", "batch")
+# From these on a cause is named; below they are within what a shared machine does to a measurement.
+_MUCH_WAITING = 0.25
+_GOOD_SCALING = 0.8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of what an image costs, on one thread.
+
+    Attributes:
+        cpu_us: Microseconds of computing an image.
+        waiting_us: Microseconds an image in which the thread did not compute: the disk's, or other programs'.
+    """
+
+    cpu_us: float
+    waiting_us: float
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an image costs, on one thread, without the loader.
+
+    Attributes:
+        parts: By the names in PARTS.
+        images: Images measured.
+        undecodable: Images that could not be decoded, beside these.
+        encoded_bytes: Mean size of a file; 0 where images have no files of their own.
+        pixels: Mean height x width of a decoded image.
+    """
+
+    parts: dict[str, Part]
+    images: int
+    undecodable: int
+    encoded_bytes: float
+    pixels: float
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of computing an image, all parts."""
+        return sum(part.cpu_us for part in self.parts.values())
+
+    @property
+    def disk_share(self) -> float:
+        """The share of the time in [0, 1] in which the disk is waited for.
+
+        Other programs make a thread wait too, but in all its parts: what the others wait is taken off.
+        """
+        spent = sum(part.cpu_us + part.waiting_us for part in self.parts.values())
+        others = sum(part.waiting_us for name, part in self.parts.items() if name != "read")
+        return max(0.0, self.parts["read"].waiting_us - others) / spent if self.encoded_bytes else 0.0
+
+    @property
+    def dearest(self) -> str:
+        """The part that computes for longest."""
+        return max(self.parts, key=lambda name: self.parts[name].cpu_us)
+
+
+@dataclass(frozen=True)
+class LoaderRun:
+    """The loader with some workers, while nothing else is computed.
+
+    Attributes:
+        threads: In each process.
+        processes: 0: the threads are of this process.
+        images_per_second: In all.
+        cores_used: How many cores this process kept busy; None with `processes`, whose use is not seen here.
+        idle_cores: How many cores of the machine had nothing to do.
+    """
+
+    threads: int
+    processes: int
+    images_per_second: float
+    cores_used: float | None
+    idle_cores: float
+
+    @property
+    def workers(self) -> int:
+        """Threads in all."""
+        return self.threads * max(1, self.processes)
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What `distill benchmark data` found.
+
+    Attributes:
+        recipe: Its name.
+        stage: The stage's name.
+        size_px: Of the view.
+        sources_images: Samples of an epoch.
+        cores: Cores that this process may use.
+        parts: One image's costs.
+        runs: The loader, by number of workers, ascending.
+    """
+
+    recipe: str
+    stage: str
+    size_px: int
+    sources_images: int
+    cores: int
+    parts: Parts
+    runs: tuple[LoaderRun, ...]
+
+    @property
+    def images_per_second_per_core(self) -> float:
+        """What one core that does nothing else can prepare."""
+        return 1e6 / self.parts.cpu_us
+
+    def cores_for(self, images_per_second: float) -> float:
+        """How many cores have to prepare images so that a student of this speed never waits."""
+        return images_per_second / self.images_per_second_per_core
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self) | {
+            "images_per_second_per_core": self.images_per_second_per_core,
+            "bottleneck": bottleneck(self),
+        }
+
+
+def benchmark_data(
+    recipe: Recipe, *, stage: str | None = None, seconds: float = 10.0, threads: Sequence[int] = (1, 2)
+) -> DataReport:
+    """Measures the images of a recipe's stage: its sources and its views, no teacher and no student.
+
+    Samples come in the order of an epoch of training. The first `seconds` go to one thread that reads, decodes,
+    makes the view and copies it, each timed; then the loader runs with each number of threads on samples of later
+    epochs. A large source is so read from the disk, one that fits into memory is not.
+
+    Args:
+        recipe: A valid one; `runtime.loader_processes` holds for the loader.
+        stage: Its name; None: the first.
+        seconds: For each of the 1 + len(threads) measurements, > 0.
+        threads: Numbers of loader threads, each >= 1.
+
+    Raises:
+        UserError: No such stage, a source that cannot be opened, an argument out of range, or a view that cannot
+            be made of an image.
+        RunError: No image can be decoded, or a reading hangs.
+    """
+    number, section = _find_stage(recipe, stage)
+    if not seconds > 0:
+        raise UserError(f"--seconds must be > 0, received {seconds:g}")
+    if not threads or min(threads) < 1:
+        raise UserError(f"--threads must be numbers >= 1 such as 1,2, received {','.join(map(str, threads)) or 'none'}")
+    source = open_sources(section.data.sources, recipe.num_classes)
+    cv2.setNumThreads(0)  # as in the loader
+    counts = sorted(set(threads))
+    runs = []
+    with Display("measuring", 1 + len(counts), unit="measurement") as display:
+        parts = measure_parts(source, recipe, number, seconds)
+        for done, count in enumerate(counts, start=1):
+            display.advance(done, {"next": f"loader, {count} thread(s)"})
+            runs.append(_measure_loader(source, recipe, number, count, seconds))
+        display.advance(1 + len(counts), {})
+    cores = len(os.sched_getaffinity(0))
+    return DataReport(recipe.name, section.name, section.view.size_px, len(source), cores, parts, tuple(runs))
+
+
+def _find_stage(recipe: Recipe, name: str | None) -> tuple[int, Stage]:
+    if name is None:
+        return 0, recipe.stages[0]
+    names = [stage.name for stage in recipe.stages]
+    if name not in names:
+        raise UserError(
+            f"{recipe.name} has no stage {name!r}.{did_you_mean(name, names)} Its stages: {', '.join(names)}"
+        )
+    return names.index(name), recipe.stages[names.index(name)]
+
+
+def measure_parts(source: Images, recipe: Recipe, stage_index: int, seconds: float) -> Parts:
+    """Times the parts of one image after the other, on this thread, for about `seconds`.
+
+    Raises:
+        UserError: An image that the view cannot be made of, named.
+        RunError: None of the images can be decoded.
+    """
+    stage = recipe.stages[stage_index]
+    batch = _Batch(stage, recipe.model.data_format)
+    sums = np.zeros((len(PARTS), 2))
+    sizes = np.zeros(2)
+    images = 0
+    failures: list[UndecodableImage] = []
+    end = time.perf_counter() + seconds
+    for epoch, index in _samples(recipe.seed, stage_index, len(source)):
+        if time.perf_counter() > end and (images or failures):
+            break
+        random = generator(recipe.seed, stage_index, epoch, index, Stream.VIEW)
+        try:
+            clocks, bytes_and_pixels = _time_image(source, index, stage, random, batch)
+        except UndecodableImage as error:
+            failures.append(error)
+            continue
+        except UserError as error:
+            raise UserError(f"{source.name(index)}: {error}") from None
+        sums += np.diff(clocks, axis=0)
+        sizes += bytes_and_pixels
+        images += 1
+    if not images:
+        raise RunError(f"none of {len(failures)} images could be decoded; the first: {failures[0]}")
+    means_us = (1e6 / images * sums).tolist()
+    parts = {name: Part(cpu, max(0.0, wall - cpu)) for name, (wall, cpu) in zip(PARTS, means_us, strict=True)}
+    encoded_bytes, pixels = (sizes / images).tolist()
+    return Parts(parts, images, len(failures), encoded_bytes, pixels)
+
+
+def _time_image(
+    source: Images, index: int, stage: Stage, random: np.random.Generator, batch: "_Batch"
+) -> tuple[list[tuple[float, float]], tuple[int, int]]:
+    """The clocks before and after each of PARTS, and (bytes, pixels) of the image."""
+    clocks = [_now()]
+    encoded = source.encoded(index)
+    clocks.append(_now())
+    image = source.read(index) if encoded is None else decode_image(encoded, source.name(index))
+    clocks.append(_now())
+    view = train_view(image, stage.view, random)
+    clocks.append(_now())
+    batch.add(view)
+    clocks.append(_now())
+    return clocks, (len(encoded or b""), image.shape[0] * image.shape[1])
+
+
+def _samples(seed: int, stage_index: int, count: int) -> Iterator[tuple[int, int]]:
+    """Epoch and index of the samples in the order of training, without end."""
+    epoch = 0
+    while True:
+        for index in epoch_order(seed, stage_index, epoch, count).tolist():
+            yield epoch, index
+        epoch += 1
+
+
+def _now() -> tuple[float, float]:
+    """Seconds of the clock, and of computing of this thread."""
+    return time.perf_counter(), time.thread_time()
+
+
+class _Batch:
+    """A batch that is filled over and over, as the loader fills each of its own."""
+
+    def __init__(self, stage: Stage, data_format: DataFormat) -> None:
+        size, count = stage.view.size_px, stage.device_batch_size
+        self._format: DataFormat = data_format
+        self._shape = (count, 3, size, size) if data_format == "NCHW" else (count, size, size, 3)
+        self._place = count
+
+    def add(self, view: Image) -> None:
+        if self._place == self._shape[0]:
+            self._images = np.empty(self._shape, np.uint8)
+            self._place = 0
+        store_view(view, self._images[self._place], self._format)
+        self._place += 1
+
+
+def _measure_loader(source: Images, recipe: Recipe, stage_index: int, threads: int, seconds: float) -> LoaderRun:
+    """Takes batches from the loader as fast as they come, for about `seconds`."""
+    runtime = recipe.runtime.model_copy(update={"loader_threads": threads})
+    loader = TrainLoader(
+        source,
+        recipe.stages[stage_index],
+        runtime,
+        seed=recipe.seed,
+        stage_index=stage_index,
+        data_format=recipe.model.data_format,
+    )
+    run = LoaderRun(threads, runtime.loader_processes, 0.0, None, 0.0)
+    first = threads * loader.steps_per_epoch  # epochs of its own: not what the measurement before has just read
+    batches = loader.batches(first, first + 10**9)
+    try:
+        for _ in range(run.workers):  # until every worker is at work
+            next(batches)
+        images, started = 0, _usage()
+        while time.perf_counter() - started[0] < seconds:
+            images += len(next(batches).indices)
+        wall, cpu, idle = (after - before for before, after in zip(started, _usage(), strict=True))
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+    return replace(
+        run,
+        images_per_second=images / wall,
+        cores_used=None if runtime.loader_processes else cpu / wall,
+        idle_cores=idle / wall,
+    )
+
+
+def _usage() -> tuple[float, float, float]:
+    """Seconds: of the clock, of computing of this process, and of idling of all cores."""
+    with open("/proc/stat") as file:
+        idle_ticks = int(file.readline().split()[4])
+    return time.perf_counter(), time.process_time(), idle_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def bottleneck(report: DataReport) -> str:
+    """What to change first, in words."""
+    parts, most = report.parts, report.runs[-1]
+    if parts.disk_share > _MUCH_WAITING:
+        return (
+            f"the disk: {parts.disk_share:.0%} of the time reading waits, with one thread. More loader_threads wait "
+            "at once; fewer bytes (data-mining pack) and a faster disk wait less."
+        )
+    least = report.runs[0]
+    scaling = most.images_per_second / most.workers / (least.images_per_second / least.workers)
+    if scaling < _GOOD_SCALING:
+        return _why_no_scaling(report, scaling)
+    share = parts.parts[parts.dearest].cpu_us / parts.cpu_us
+    return {
+        "read": f"reading: {share:.0%} of the computing. Put small files into tars (data-mining pack).",
+        "decode": f"the decoder: {share:.0%} of the computing. Only smaller files help much: data-mining pack makes "
+        "them, and more cores share the work.",
+        "view": f"the view (crop, resize, flip): {share:.0%} of the computing. More cores share the work.",
+        "batch": f"copying into the batch: {share:.0%} of the computing, which the images' small size explains.",
+    }[parts.dearest]
+
+
+def _why_no_scaling(report: DataReport, scaling: float) -> str:
+    most = report.runs[-1]
+    what = f"each of {most.workers} workers does {scaling:.0%} of what one does alone"
+    if most.workers > report.cores:
+        return f"the cores: {what}, and there are {report.cores} cores."
+    if most.idle_cores < 0.5:
+        return f"the cores: {what}, and no core is idle. Other programs run, or this machine's cores share hardware."
+    if most.processes:
+        return (
+            f"what processes share: {what}, though {most.idle_cores:.1f} cores idle. Batches are copied to one reader."
+        )
+    return (
+        f"Python's global lock: {what}, though {most.idle_cores:.1f} cores idle. Small images need more Python than "
+        f"decoding; try --set runtime.loader_processes={most.workers} and --threads 1."
+    )
+
+
+def print_report(report: DataReport, console: Console, student: float) -> None:
+    """Prints the tables, the bottleneck and the cores that a student needs.
+
+    Args:
+        report: What was measured.
+        console: Where to print.
+        student: Images a second that the student takes, > 0.
+    """
+    parts = report.parts
+    files = f", {parts.encoded_bytes / 1000:.0f} kB a file" if parts.encoded_bytes else ""
+    console.print(
+        f"{report.recipe}, stage {report.stage}: {report.sources_images} images an epoch, "
+        f"{parts.pixels:,.0f} pixels{files}, views of {report.size_px} px; {report.cores} cores",
+        markup=False,
+    )
+    if parts.undecodable:
+        console.print(f"{parts.undecodable} of {parts.images + parts.undecodable} images could not be decoded")
+    console.print()
+    console.print(_parts_table(parts))
+    console.print()
+    console.print(_runs_table(report.runs))
+    console.print(f"\nBottleneck: {bottleneck(report)}", markup=False)
+    console.print(
+        f"One core prepares {report.images_per_second_per_core:.0f} images/s: "
+        f"a student that takes {student:g} images/s needs {report.cores_for(student):.1f} cores for its images."
+    )
+
+
+def _parts_table(parts: Parts) -> Table:
+    table = _table("one thread", "us an image", "share", "us waiting")
+    for name, part in parts.parts.items():
+        table.add_row(name, f"{part.cpu_us:.1f}", f"{part.cpu_us / parts.cpu_us:.0%}", f"{part.waiting_us:.1f}")
+    waiting = sum(part.waiting_us for part in parts.parts.values())
+    table.add_row("all", f"{parts.cpu_us:.1f}", "100%", f"{waiting:.1f}")
+    return table
+
+
+def _runs_table(runs: Sequence[LoaderRun]) -> Table:
+    table = _table("loader", "images/s", "per worker", "cores used", "cores idle")
+    for run in runs:
+        name = f"{run.threads} thread" + "s" * (run.threads > 1)
+        name += f" in each of {run.processes} processes" if run.processes else ""
+        used = "" if run.cores_used is None else f"{run.cores_used:.1f}"
+        speed = run.images_per_second
+        table.add_row(name, f"{speed:.0f}", f"{speed / run.workers:.0f}", used, f"{run.idle_cores:.1f}")
+    return table
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for header in others:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
