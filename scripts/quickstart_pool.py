@@ -32,7 +32,7 @@ EDITS = ("jpeg_25", "resize", "flip", "colour", "blur")
 COPIES_PER_EDIT = 200
 DUPLICATES = 500
 OFF_TOPIC = 2_000
-SEED = 0
+SEED = 1  # the thresholds of recipes/mining/fashion_mnist_pool.yaml were tuned on the pool of seed 0
 
 
 def main() -> int:
