@@ -8,7 +8,8 @@ One command, called again for each next step; what is finished is kept:
 1. It builds the pool and the lists of images, and says how to train the teacher.
 2. With the teacher's weights it runs `data-mining`, states what was found (evidence.json, .md and .png), and says how
    to train the three students.
-3. With the students' runs it adds what mining did to them.
+3. With the students' runs it adds what mining did to them; more seeds by
+   `distill train recipes/cifar10/student_mined.yaml --set seed=1 --output runs/cifar10_student_mined-seed1`.
 
 CIFAR10 holds train_list.txt and test_list.txt (lines `path label`) and the images; PHOTOGRAPHS holds images;
 Fashion-MNIST, the images that are off the topic, comes from scripts/fashion_mnist.py.
@@ -16,6 +17,7 @@ Fashion-MNIST, the images that are off the topic, comes from scripts/fashion_mni
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -201,13 +203,13 @@ def write_recipe(output: Path, weights: Path) -> Path:
 # --- the report -------------------------------------------------------------------------------
 
 
-def student_results() -> dict[str, float]:
-    """The accuracies of the students that are trained."""
+def student_results() -> dict[str, list[float]]:
+    """The accuracies of the students that are trained, of one seed or of several."""
     found = {}
     for name in STUDENTS:
-        path = Path("runs") / f"cifar10_{name}" / "result.json"
-        if path.exists():
-            found[name] = json.loads(path.read_text())["train"]["evaluation"]["top1"]
+        paths = sorted(Path("runs").glob(f"cifar10_{name}*/result.json"))
+        if paths:
+            found[name] = [json.loads(path.read_text())["train"]["evaluation"]["top1"] for path in paths]
     return found
 
 
@@ -215,13 +217,19 @@ def report(output: Path, values: dict[str, Any]) -> None:
     """Writes the JSON, the Markdown and the picture, and prints the Markdown."""
     text = "# What mining found in a pool polluted on purpose\n\n" + as_markdown(values)
     if values["students"]:
-        lines = [f"| {STUDENTS[name]} | {100 * top1:.2f} % |" for name, top1 in values["students"].items()]
+        lines = [f"| {STUDENTS[name]} | {as_percent(top1)} |" for name, top1 in values["students"].items()]
         text += "\n### A student on\n\n| images | top-1 |\n| --- | --- |\n" + "\n".join(lines) + "\n"
     (output / "evidence.json").write_text(json.dumps(values, indent=2) + "\n")
     (output / "evidence.md").write_text(text)
     draw(output, values)
     print(text)
     print(*(f"wrote {output / 'evidence'}.{suffix}" for suffix in ("json", "md", "png")), sep="\n")
+
+
+def as_percent(top1: Sequence[float]) -> str:
+    """Mean and standard deviation of the seeds."""
+    spread = f" +- {100 * statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+    return f"{100 * statistics.mean(top1):.2f}{spread} % ({len(top1)} seed{'s' if len(top1) > 1 else ''})"
 
 
 def draw(output: Path, values: dict[str, Any]) -> None:
