@@ -403,10 +403,20 @@ AnySchedule = Annotated[
 
 
 class RuntimeSection(Section):
-    """Operational settings: they change speed and safety, never the result."""
+    """Operational settings: they change speed and safety, never the result.
 
-    loader_threads: Count = 2
-    loader_processes: Annotated[int, Field(ge=0, description="0: threads only.")] = 0
+    Threads come first: decoding, resizing and copying release Python's global lock, and an image holds it for some
+    30 microseconds. So `loader_threads` share one process well as long as number of threads x 30 us is well below what
+    one image costs one core, about 15 threads for photographs of 110 kB (1 ms), 6 for packed ones of 30 kB, one or two
+    for images of a few kB. `loader_processes` pay beyond that, or where the training loop itself holds the lock; each
+    runs `loader_threads`, takes seconds to start, and hands its batches over by a copy.
+    `distill benchmark data RECIPE` tells which of them it is.
+    """
+
+    loader_threads: Annotated[int, Field(ge=1, description="In each process: as many as cores are free.")] = 2
+    loader_processes: Annotated[
+        int, Field(ge=0, description="0: threads only; more where `distill benchmark data` names Python's lock.")
+    ] = 0
     prefetch_batches: Count = 4
     read_timeout_seconds: Annotated[
         float, Field(gt=0.0, description="A batch that takes longer stops the run and names the file being read.")
