@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.decode import decode_image
+from distill.data.decode import decode_image, open_image
 from distill.data.tar_member import parse_member_path
-from distill.data.types import UNLABELLED, Image, IntArray, UndecodableImage
+from distill.data.types import UNLABELLED, Image, ImageRows, IntArray, UndecodableImage
 from distill.errors import UserError
 
 Text = NDArray[np.uint8]
@@ -78,6 +78,10 @@ class ImageFiles:
             UndecodableImage: Missing, forbidden, not a regular file, or not an image.
         """
         return decode_image(self.encoded(index), self.name(index))
+
+    def open(self, index: int) -> Image | ImageRows:
+        """Reads one file and decodes no more of it than is asked for; raises as `read`."""
+        return open_image(self.encoded(index), self.name(index))
 
     def encoded(self, index: int) -> bytes:
         """The bytes of one file.
@@ -148,7 +152,10 @@ def open_image_list(path: Path, root: Path, num_classes: int | None) -> ImageFil
             is_parquet = file.read(4) == b"PAR1"
         columns = _read_parquet(path, num_classes) if is_parquet else _read_text(path, num_classes)
     except OSError as error:
-        raise UserError(f"{path}: the image list cannot be read: {error.strerror or error}") from None
+        hint = (
+            ". If it is made by a command, the head of the recipe says by which" if error.errno == errno.ENOENT else ""
+        )
+        raise UserError(f"{path}: the image list cannot be read: {error.strerror or error}{hint}") from None
     if len(columns[1]) == 0:
         raise UserError(f"{path}: the image list is empty")
     return ImageFiles(root, *columns)
