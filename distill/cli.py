@@ -13,7 +13,7 @@ import typer
 
 import distill
 from distill.command_line import run_command
-from distill.errors import UserError
+from distill.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,12 +37,15 @@ app = typer.Typer(
       distill recipes                      what there is
       distill validate RECIPE              every error of a recipe, with its line
       distill train RECIPE                 run it
+      distill labels info RECIPE           what storing the teacher's answers would need
       distill evaluate runs/NAME           its accuracy
       distill predict IMAGE --run runs/NAME
     """,
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+labels_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(labels_app, name="labels")
 benchmark_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure what a recipe needs.")
 app.add_typer(benchmark_app, name="benchmark")
 
@@ -365,6 +368,137 @@ def predict(
         _console().print(prediction.predictions_table(found))
     if any(each.error is not None for each in found):
         raise typer.Exit(1)
+
+
+StageOption = Annotated[
+    str | None, typer.Option("--stage", metavar="NAME", help="Default: every stage that has teacher.labels.")
+]
+
+
+@labels_app.callback()
+def _labels() -> None:
+    """Store a teacher's answers once, for every later run.
+
+    A recipe says where with `teacher: {labels: {folder: ...}}`. `distill train` then reads what is stored and
+    computes, and adds, what is not: another student, another loss or a rerun needs no teacher. `build` does the same
+    ahead of training or beside it (`missing: wait`), on other devices and hosts that see the same folder.
+    """
+
+
+@labels_app.command("build")
+def build_labels(
+    recipe: RecipeArgument,
+    stage: StageOption = None,
+    epochs: Annotated[
+        str | None, typer.Option("--epochs", metavar="FIRST:END", help="For these epochs of training. Default: all.")
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--part",
+            metavar="I/N",
+            help="The I-th of N parts, for machines without a common folder: copy the parts together. Builders that "
+            "share the folder share the work by themselves.",
+        ),
+    ] = None,
+    overrides: SetOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+    debug: DebugOption = False,
+) -> None:
+    """Compute and store the answers that are missing.
+
+    In the order in which training needs them. Start it as often as you like, before training or beside it; stop it at
+    any time, it goes on where it was.
+
+    \b
+    Examples:
+      distill labels build distilled
+      CUDA_VISIBLE_DEVICES=4 distill labels build distilled --stage pool --epochs 0:10
+      distill labels build distilled --part 1/2
+    """
+    _, loaded = _load(recipe, overrides)
+    _require_paddle()
+    from distill.labels import build as builder
+    from distill.labels.inventory import stages_with_labels
+    from distill.parallel import setup_process
+
+    numbers = stages_with_labels(loaded, stage)
+    share = builder.parse_share(part) if part is not None else None
+    chosen = {n: builder.parse_epochs(epochs, loaded.stages[n]) if epochs is not None else None for n in numbers}
+    prepared = setup_process(device.value, seed=loaded.seed)
+    for number, wanted in chosen.items():
+        built = builder.build_labels(loaded, number, prepared, epochs=wanted, share=share)
+        typer.echo(f"{loaded.stages[number].name}: {built}")
+
+
+@labels_app.command("info")
+def labels_info(
+    recipe: RecipeArgument,
+    stage: StageOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure the teacher here for some seconds.")
+    ] = True,
+    overrides: SetOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+    debug: DebugOption = False,
+) -> None:
+    """Say what is stored, and what all answers need: disk and the teacher's time.
+
+    Before anything exists, too.
+
+    \b
+    Examples:
+      distill labels info distilled
+      distill labels info distilled --no-measure --set teacher.labels.views=10
+    """
+    _, loaded = _load(recipe, overrides)
+    _require_paddle()
+    from distill.labels.estimate import describe_store
+    from distill.labels.inventory import stages_with_labels
+    from distill.parallel import setup_process
+
+    prepared = setup_process(device.value, seed=loaded.seed) if measure else None
+    for number in stages_with_labels(loaded, stage):
+        typer.echo("\n".join(describe_store(loaded, number, device=prepared)))
+
+
+@labels_app.command("verify")
+def verify_labels(
+    recipe: RecipeArgument,
+    stage: StageOption = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=0, help="How many answers the teacher computes once more to compare.")
+    ] = 256,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove damaged shards: the next run computes them again.")
+    ] = False,
+    overrides: SetOption = None,
+    device: DeviceOption = DeviceName.AUTO,
+    debug: DebugOption = False,
+) -> None:
+    """Check the checksums of what is stored, and a random sample of it against the teacher.
+
+    The sample must be the same bits where Paddle Inference computes in float32 on a CPU; elsewhere it may differ as
+    much as two engines may. The exit status is 1 where anything is wrong.
+
+    \b
+    Example:
+      distill labels verify distilled --samples 1000
+    """
+    _, loaded = _load(recipe, overrides)
+    _require_paddle()
+    from distill.labels import verify
+    from distill.labels.inventory import stages_with_labels
+    from distill.parallel import setup_process
+
+    prepared = setup_process(device.value, seed=loaded.seed)
+    wrong = []
+    for number in stages_with_labels(loaded, stage):
+        found = verify.verify_labels(loaded, number, prepared, samples=samples, repair=repair)
+        typer.echo(f"{loaded.stages[number].name}: {found}")
+        wrong += found.problems(repair)
+    if wrong:
+        raise RunError("\n".join(wrong))
 
 
 def _console() -> "Console":

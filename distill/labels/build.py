@@ -6,6 +6,7 @@ locking one byte of the file `claims`, so that nobody else computes it, and a bu
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,13 +21,14 @@ from distill.data.sampler import MicroBatch
 from distill.data.sources import open_sources
 from distill.data.types import Batch
 from distill.display import Display
+from distill.errors import UserError
 from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
 from distill.normalization import mix_images, to_unit_range
 from distill.parallel import Device
-from distill.recipe import Recipe
+from distill.recipe import Recipe, Stage
 from distill.teacher import open_teacher
 
 
@@ -40,6 +42,33 @@ class Share:
 
     number: int = 0
     count: int = 1
+
+
+def parse_share(text: str) -> Share:
+    """Reads "2/4", the second of four parts.
+
+    Raises:
+        UserError: It is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--part must be i/N with 1 <= i <= N such as 2/4, received {text!r}")
+    return Share(int(match[1]) - 1, int(match[2]))
+
+
+def parse_epochs(text: str, stage: Stage) -> range:
+    """Reads "0:10", the first ten epochs of a stage.
+
+    Raises:
+        UserError: It is none, or the stage is shorter.
+    """
+    match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text)
+    if match is None or not int(match[1]) < int(match[2]) <= stage.epochs:
+        raise UserError(
+            f"--epochs must be first:end with first < end <= {stage.epochs}, the epochs of stage {stage.name}; "
+            f"received {text!r}"
+        )
+    return range(int(match[1]), int(match[2]))
 
 
 @dataclass(frozen=True)
@@ -65,6 +94,14 @@ class Built:
     images: int = 0
     undecodable: int = 0
     with_others: int = 0
+
+    def __str__(self) -> str:
+        text = f"computed and stored {self.images:,} answers"
+        if self.undecodable:
+            text += f"; {self.undecodable:,} images cannot be decoded and have none"
+        if self.with_others:
+            text += f"; {self.with_others:,} are being computed by others"
+        return text
 
 
 def build_labels(

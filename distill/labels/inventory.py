@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from distill.errors import UserError, did_you_mean
 from distill.labels.manifest import missing_weights
 from distill.labels.store import LabelStore
-from distill.recipe import Stage
+from distill.recipe import Recipe, Stage
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -39,6 +40,23 @@ def take_inventory(store: LabelStore, stage: Stage) -> Inventory:
     there = set(store.view_epochs()) & set(stage.view_epochs)
     stored = sum(store.stored(view_epoch) for view_epoch in there)
     return Inventory(store.positions * len(stage.view_epochs), stored, store.layout.record_bytes)
+
+
+def stages_with_labels(recipe: Recipe, name: str | None = None) -> list[int]:
+    """The numbers of the stages that have `teacher.labels`, or of the one with this name.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = {stage.name: number for number, stage in enumerate(recipe.stages)}
+    if name is not None and name not in names:
+        raise UserError(f"there is no stage {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}")
+    chosen = [names[name]] if name is not None else [*names.values()]
+    found = [number for number in chosen if recipe.stages[number].labels is not None]
+    if not found:
+        where = f"stage {name}" if name is not None else f"the recipe {recipe.name}"
+        raise UserError(f"{where} has no teacher.labels: add `labels: {{folder: labels/{recipe.name}}}` to its teacher")
+    return found
 
 
 def describe_labels(store: LabelStore, stage: Stage) -> list[str]:

@@ -79,7 +79,6 @@ def store_key(recipe: Recipe, number: int, images: Images) -> dict[str, Any]:
         "images": {"count": len(images), **images.identity()},
         "view": stage.view.model_dump(mode="json"),
         "mixup": stage.mixup.model_dump(mode="json") if stage.mixup is not None else None,
-        "precision": stage.teacher.precision,
         "teachers": [_teacher_key(model, stage) for model in stage.teacher.models],
         "precision": stage.teacher.precision,
     }
@@ -157,12 +156,12 @@ def _check_fits(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts and lists of dicts, by dotted key."""
+    """The leaves of nested dicts and lists of dicts by dotted key; null is absent."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else name)
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         for index, entry in enumerate(value):
             yield from _flat(entry, f"{key}.{index}")
-    else:
+    elif value is not None:
         yield key, value

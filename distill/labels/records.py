@@ -118,7 +118,7 @@ def encode(logits: NDArray[np.float32], layout: Layout) -> Rows:
             f"the teacher's answer to {len(bad)} of {len(logits)} images is not finite: check its weights and its "
             "normalization"
         )
-    log_probabilities = _log_softmax(logits.astype(np.float64))
+    log_probabilities = log_softmax(logits.astype(np.float64))
     rows = np.zeros((len(logits), layout.words), dtype=np.uint16)
     if layout.keeps_all:
         rows[:, 2:] = _as_words(log_probabilities)
@@ -161,6 +161,12 @@ def expand(rows: Rows, layout: Layout) -> NDArray[np.float32]:
     return dense
 
 
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the classes, float64 [N, C]."""
+    difference: NDArray[np.float64] = logits - _log_sum_exp(logits)
+    return difference
+
+
 def with_checks(rows: Rows, view_epoch: int, first: int) -> Rows:
     """The records of the positions first, first + 1, ... of a view epoch with their checks set."""
     checked = rows.copy()
@@ -200,11 +206,6 @@ def _top_classes(logits: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     classes = np.nonzero(chosen)[1].reshape(len(logits), count)  # by class id
     order = np.argsort(-np.take_along_axis(logits, classes, axis=1), axis=1, kind="stable")
     return np.take_along_axis(classes, order, axis=1)
-
-
-def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    difference: NDArray[np.float64] = values - _log_sum_exp(values)
-    return difference
 
 
 def _log_sum_exp(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -49,6 +49,7 @@ class DamagedShard(RunError):
             "shards; the next run computes them again"
         )
         self.path = path
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class LabelStore:
             Shard(view_epoch, number, first, min(first + size, self.positions)) for number, first in enumerate(starts)
         ]
 
+    def is_sealed(self, shard: Shard) -> bool:
+        """Whether the shard is complete and has its checksum."""
+        return self.path(shard, ".labels").exists()
+
     def path(self, shard: Shard, suffix: str) -> Path:
         """The shard's file: ".labels" sealed, ".json" its checksum, ".partial" not yet full."""
         return self._view_folder(shard.view_epoch) / f"shard-{shard.number:05d}{suffix}"
@@ -133,7 +138,7 @@ class LabelStore:
         """Which of the positions [first, end) are not stored; sealed shards are not read for it."""
         empty = np.zeros(end - first, dtype=np.bool_)
         for shard, begin, stop in self._pieces(view_epoch, first, end):
-            if not self.path(shard, ".labels").exists():
+            if not self.is_sealed(shard):
                 _, status = self.read(view_epoch, begin, stop)
                 empty[begin - first : stop - first] = status == Status.EMPTY
         return empty
@@ -239,7 +244,7 @@ class LabelStore:
         return np.frombuffer(data, "<u2").reshape(stop - begin, self.layout.words)
 
     def _add_to_shard(self, shard: Shard, begin: int, rows: Rows) -> None:
-        if self.path(shard, ".labels").exists():
+        if self.is_sealed(shard):
             return
         with self._opened(shard, os.O_RDWR | os.O_CREAT) as descriptor:
             if os.fstat(descriptor).st_size < self._file_bytes(shard):
