@@ -1,5 +1,6 @@
 """How fast a recipe's images reach the student, part by part, and what limits it: `distill benchmark data`."""
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -8,19 +9,22 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from distill.data.augment import train_view
-from distill.data.decode import decode_image
+from distill.data.decode import open_image
 from distill.data.loader import DataFormat, TrainLoader, store_view
 from distill.data.random import Stream, generator
 from distill.data.sampler import epoch_order
 from distill.data.sources import Images, open_sources
-from distill.data.types import Image, UndecodableImage
+from distill.data.types import Image, ImageRows, UndecodableImage
 from distill.display import Display
 from distill.errors import RunError, UserError, did_you_mean
 from distill.recipe import Recipe, Stage
+
+FloatPairs = NDArray[np.float64]
 
 PARTS = ("read", "decode", "view", "batch")
 # From these on a cause is named; below they are within what a shared machine does to a measurement.
@@ -207,18 +211,18 @@ def measure_parts(source: Images, recipe: Recipe, stage_index: int, seconds: flo
     images = 0
     failures: list[UndecodableImage] = []
     end = time.perf_counter() + seconds
-    for epoch, index in _samples(recipe.seed, stage_index, len(source)):
+    for epoch, index in _samples(recipe.seed, stage, stage_index, len(source)):
         if time.perf_counter() > end and (images or failures):
             break
         random = generator(recipe.seed, stage_index, epoch, index, Stream.VIEW)
         try:
-            clocks, bytes_and_pixels = _time_image(source, index, stage, random, batch)
+            spent, bytes_and_pixels = _time_image(source, index, stage, random, batch)
         except UndecodableImage as error:
             failures.append(error)
             continue
         except UserError as error:
             raise UserError(f"{source.name(index)}: {error}") from None
-        sums += np.diff(clocks, axis=0)
+        sums += spent
         sizes += bytes_and_pixels
         images += 1
     if not images:
@@ -231,27 +235,47 @@ def measure_parts(source: Images, recipe: Recipe, stage_index: int, seconds: flo
 
 def _time_image(
     source: Images, index: int, stage: Stage, random: np.random.Generator, batch: "_Batch"
-) -> tuple[list[tuple[float, float]], tuple[int, int]]:
-    """The clocks before and after each of PARTS, and (bytes, pixels) of the image."""
+) -> tuple[FloatPairs, tuple[int, int]]:
+    """Seconds of the clock and of computing in each of PARTS, float64 [4, 2], and (bytes, pixels) of the image."""
     clocks = [_now()]
     encoded = source.encoded(index)
     clocks.append(_now())
-    image = source.read(index) if encoded is None else decode_image(encoded, source.name(index))
+    image = _TimedRows(source.open(index) if encoded is None else open_image(encoded, source.name(index)))
     clocks.append(_now())
     view = train_view(image, stage.view, random)
     clocks.append(_now())
     batch.add(view)
     clocks.append(_now())
-    return clocks, (len(encoded or b""), image.shape[0] * image.shape[1])
+    spent = np.diff(clocks, axis=0)
+    spent[1] += image.decoding  # the view asks for it, when it has drawn its box
+    spent[2] -= image.decoding
+    return spent, (len(encoded or b""), image.shape[0] * image.shape[1])
 
 
-def _samples(seed: int, stage_index: int, count: int) -> Iterator[tuple[int, int]]:
-    """Epoch and index of the samples in the order of training, without end."""
-    epoch = 0
-    while True:
+class _TimedRows:
+    """An image that notes how long its rows took to decode."""
+
+    def __init__(self, image: Image | ImageRows) -> None:
+        self.shape: tuple[int, int, int] = image.shape
+        self._image = image
+        self.decoding = (0.0, 0.0)
+
+    def rows(self, end: int) -> Image:
+        if isinstance(self._image, np.ndarray):
+            return self._image
+        begun = _now()
+        image = self._image.rows(end)
+        ended = _now()
+        self.decoding = ended[0] - begun[0], ended[1] - begun[1]
+        return image
+
+
+def _samples(seed: int, stage: Stage, stage_index: int, count: int) -> Iterator[tuple[int, int]]:
+    """The epoch that views are drawn for, and the index, of the samples in the order of training, without end."""
+    for number in itertools.count():
+        epoch = stage.view_epoch(number)
         for index in epoch_order(seed, stage_index, epoch, count).tolist():
             yield epoch, index
-        epoch += 1
 
 
 def _now() -> tuple[float, float]:

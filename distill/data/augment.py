@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from distill.data.types import Image
+from distill.data.types import Image, ImageRows
 from distill.errors import UserError
 from distill.recipe import CenterCrop, PaddedCrop, RandomAreaCrop, ViewSection
 
@@ -20,11 +20,11 @@ class Box(NamedTuple):
     height: int
 
 
-def train_view(image: Image, view: ViewSection, random: np.random.Generator) -> Image:
+def train_view(image: Image | ImageRows, view: ViewSection, random: np.random.Generator) -> Image:
     """The view that teacher and student see.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3], or one whose rows below the view need not be decoded.
         view: Crop, size and flip.
         random: The sample's own generator. Order of the draws: crop, then flip.
 
@@ -33,6 +33,7 @@ def train_view(image: Image, view: ViewSection, random: np.random.Generator) -> 
 
     Raises:
         UserError: The image is too small for a padded or centre crop.
+        UndecodableImage: The rows that the view needs are damaged.
     """
     cropped = _crop(image, view, random)
     if random.random() < view.horizontal_flip:
@@ -128,16 +129,20 @@ def _place(random: np.random.Generator, height: int, width: int, box_height: int
     return Box(left, top, box_width, box_height)
 
 
-def _crop(image: Image, view: ViewSection, random: np.random.Generator) -> Image:
+def _crop(image: Image | ImageRows, view: ViewSection, random: np.random.Generator) -> Image:
     height, width = image.shape[:2]
     match view.crop:
         case RandomAreaCrop() as crop:
             box = random_area_box(random, height, width, crop.scale, crop.ratio, crop.sampling)
-            return _resize(_cut(image, box), view.size_px, view.size_px)
+            return _resize(_cut(_rows(image, box.top + box.height), box), view.size_px, view.size_px)
         case PaddedCrop() as crop:
-            return _padded_crop(image, crop.padding_px, view.size_px, random)
+            return _padded_crop(_rows(image, height), crop.padding_px, view.size_px, random)
         case CenterCrop() as crop:
-            return evaluation_view(image, crop.resize_short_px, view.size_px)
+            return evaluation_view(_rows(image, height), crop.resize_short_px, view.size_px)
+
+
+def _rows(image: Image | ImageRows, end: int) -> Image:
+    return image if isinstance(image, np.ndarray) else image.rows(end)
 
 
 def _padded_crop(image: Image, padding_px: int, size_px: int, random: np.random.Generator) -> Image:

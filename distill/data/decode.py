@@ -1,12 +1,13 @@
 """Encoded bytes to RGB: JPEG by libjpeg-turbo, everything else by OpenCV."""
 
 import struct
+from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
 import simplejpeg
 
-from distill.data.types import Image, UndecodableImage
+from distill.data.types import Image, ImageRows, UndecodableImage
 
 # What a hostile header of some bytes can make us allocate: 3 bytes a pixel.
 MAX_PIXELS = 2**28
@@ -16,8 +17,13 @@ _HARMLESS = "extraneous bytes before marker"
 
 # A JPEG's header is a row of segments: 0xFF, kind, and the size of what follows, these two bytes included.
 _SEGMENT = struct.Struct(">BBH")
-_APP1, _START_OF_SCAN = 0xE1, 0xDA
+_APP1, _START_OF_SCAN, _RESTART_INTERVAL = 0xE1, 0xDA, 0xDD
+_FRAMES = range(0xC0, 0xC2)  # baseline and extended, Huffman-coded: rows come in order
 _ORIENTATION_TAG = 0x0112
+
+# Below the last row that is wanted: chroma is interpolated from a row of its own beneath, which is up to 2 pixels.
+_MARGIN_ROWS = 4
+_FEWEST_ROWS_SAVED = 16  # the least that is worth a copy of the file
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -37,28 +43,106 @@ def decode_image(data: bytes, name: str) -> Image:
     Raises:
         UndecodableImage: Not an image, a damaged one, or one of more than MAX_PIXELS.
     """
-    if not data:
-        raise UndecodableImage(name, "the file is empty")
+    _check_not_empty(data, name)
     if data.startswith(b"\xff\xd8"):
         return _decode_jpeg(data, name)
     return _decode_other(data, name)
 
 
-def _decode_jpeg(data: bytes, name: str) -> Image:
-    try:
-        height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        if height * width > MAX_PIXELS:
-            raise UndecodableImage(name, f"{width} x {height} px are more than {MAX_PIXELS} pixels")
+def open_image(data: bytes, name: str) -> Image | ImageRows:
+    """`decode_image`, put off until it is known how many rows are needed, where that saves work.
+
+    That is for JPEGs whose rows are stored one after the other, upright, without restart markers: the rows below are
+    not decoded. All others are decoded here.
+
+    Args:
+        data: The whole file.
+        name: For the message.
+
+    Raises:
+        UndecodableImage: As `decode_image`.
+    """
+    _check_not_empty(data, name)
+    if data.startswith(b"\xff\xd8"):
+        height, width, colours = _jpeg_size(data, name)
+        segments = list(_segments(data))
+        height_at = _place_of_height(data, segments)
+        if height_at is not None and colours in ("YCbCr", "Gray") and _exif_orientation(data, segments) == 1:
+            return JpegRows(data, name, height, width, height_at)
+    return decode_image(data, name)
+
+
+class JpegRows:
+    """A JPEG of which only the upper rows are decoded.
+
+    The header is made to state a smaller height: libjpeg decodes so many rows and passes over the rest. A file that
+    ends early is refused all the same; damage in the rows that are passed over goes unnoticed.
+
+    Args:
+        data: The whole file.
+        name: For the message.
+        height: The image's.
+        width: The image's.
+        height_at: Where the header states the height.
+    """
+
+    def __init__(self, data: bytes, name: str, height: int, width: int, height_at: int) -> None:
+        self.shape = (height, width, 3)
+        self._data, self._name, self._height_at = data, name, height_at
+
+    def rows(self, end: int) -> Image:
+        """The upper `end` rows, and perhaps more: the pixels of `decode_image`, uint8 [>= end, W, 3].
+
+        Raises:
+            UndecodableImage: The file ends early, or these rows are damaged.
+        """
+        needed = end + _MARGIN_ROWS
+        if needed + _FEWEST_ROWS_SAVED > self.shape[0]:
+            return _jpeg_pixels(self._data, self._name)
+        shorter = bytearray(self._data)
+        struct.pack_into(">H", shorter, self._height_at, needed)
+        image = np.empty((needed, *self.shape[1:]), dtype=np.uint8)
         try:
-            image: Image = simplejpeg.decode_jpeg(data, "RGB")
+            simplejpeg.decode_jpeg(shorter, "RGB", buffer=image)
         except ValueError as error:
+            # libjpeg's first remark: on these rows, else on an end that it did not find, else on what it passed over
             if _HARMLESS not in str(error):
-                raise
-            image = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+                raise UndecodableImage(self._name, f"damaged JPEG: {error}") from None
+        return image[:end]
+
+
+def _check_not_empty(data: bytes, name: str) -> None:
+    if not data:
+        raise UndecodableImage(name, "the file is empty")
+
+
+def _jpeg_size(data: bytes, name: str) -> tuple[int, int, str]:
+    """Height, width and colour space."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise UndecodableImage(name, f"damaged JPEG: {error}") from None
-    orientation = _exif_orientation(data)
+    if height * width > MAX_PIXELS:
+        raise UndecodableImage(name, f"{width} x {height} px are more than {MAX_PIXELS} pixels")
+    return height, width, colours
+
+
+def _decode_jpeg(data: bytes, name: str) -> Image:
+    _jpeg_size(data, name)
+    image = _jpeg_pixels(data, name)
+    orientation = _exif_orientation(data, _segments(data))
     return image if orientation == 1 else _upright(image, orientation)
+
+
+def _jpeg_pixels(data: bytes, name: str) -> Image:
+    """All pixels, as they are stored."""
+    try:
+        image: Image = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        if _HARMLESS not in str(error):
+            raise UndecodableImage(name, f"damaged JPEG: {error}") from None
+        image = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+    return image
 
 
 def _decode_other(data: bytes, name: str) -> Image:
@@ -71,19 +155,46 @@ def _decode_other(data: bytes, name: str) -> Image:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 
-def _exif_orientation(data: bytes) -> int:
-    """The orientation 1..8 that a JPEG's EXIF segment states; 1 (upright) where there is none or it is damaged."""
+Segment = tuple[int, int, int]
+
+
+def _segments(data: bytes) -> Iterator[Segment]:
+    """Kind, place of the content and its size of the header's segments, up to the first scan."""
     at = 2
     while at <= len(data) - _SEGMENT.size:
         prefix, kind, size = _SEGMENT.unpack_from(data, at)
-        if prefix != 0xFF or kind == _START_OF_SCAN:
-            break
+        if prefix != 0xFF:
+            return
         if kind == 0xFF:  # a fill byte
             at += 1
-        elif kind == _APP1 and data.startswith(b"Exif\0\0", at + _SEGMENT.size):
-            return _tiff_orientation(data[at + 10 : at + 2 + size])
-        else:
-            at += 2 + size
+            continue
+        yield kind, at + _SEGMENT.size, size - 2
+        if kind == _START_OF_SCAN:
+            return
+        at += 2 + size
+
+
+def _place_of_height(data: bytes, segments: Iterable[Segment]) -> int | None:
+    """Where the frame header states the height; None where the rows cannot be decoded from the top.
+
+    A frame header has precision, height, width, number of components; a scan header begins with their number in it.
+    """
+    height_at = components = 0
+    for kind, at, size in segments:
+        if kind in _FRAMES and size >= 6:
+            height_at, components = at + 1, data[at + 5]
+        elif kind == _RESTART_INTERVAL:
+            return None  # at a restart marker libjpeg makes its one remark, before it finds the end missing
+        elif kind == _START_OF_SCAN and at < len(data):
+            return height_at if height_at and data[at] == components else None
+    return None
+
+
+def _exif_orientation(data: bytes, segments: Iterable[Segment]) -> int:
+    """The orientation 1..8 that a JPEG's EXIF segment states; 1 (upright) where there is none or it is damaged."""
+    for kind, at, size in segments:
+        if kind == _APP1 and data.startswith(b"Exif\0\0", at):
+            return _tiff_orientation(data[at + 6 : at + size])
     return 1
 
 

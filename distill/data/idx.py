@@ -41,6 +41,10 @@ class IdxImages:
         """uint8 [H, W, 3]: the grey value in every channel."""
         return np.repeat(self._images[index][:, :, np.newaxis], 3, axis=2)
 
+    def open(self, index: int) -> Image:
+        """`read`: there is nothing to save."""
+        return self.read(index)
+
     def name(self, index: int) -> str:
         """file#index."""
         return f"{self._path}#{index}"

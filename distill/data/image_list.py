@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.data.decode import decode_image
+from distill.data.decode import decode_image, open_image
 from distill.data.tar_member import parse_member_path
-from distill.data.types import UNLABELLED, Image, IntArray, UndecodableImage
+from distill.data.types import UNLABELLED, Image, ImageRows, IntArray, UndecodableImage
 from distill.errors import UserError
 
 Text = NDArray[np.uint8]
@@ -78,6 +78,10 @@ class ImageFiles:
             UndecodableImage: Missing, forbidden, not a regular file, or not an image.
         """
         return decode_image(self.encoded(index), self.name(index))
+
+    def open(self, index: int) -> Image | ImageRows:
+        """Reads one file and decodes no more of it than is asked for; raises as `read`."""
+        return open_image(self.encoded(index), self.name(index))
 
     def encoded(self, index: int) -> bytes:
         """The bytes of one file.

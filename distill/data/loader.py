@@ -167,9 +167,9 @@ class _TrainBatches:
         epoch = self.stage.view_epoch(micro.epoch)
         order = epoch_order(self.seed, self.stage_index, epoch, self.plan.n)
 
-        def view(image: Image, index: int) -> Image:
+        def view(index: int) -> Image:
             random = generator(self.seed, self.stage_index, epoch, index, Stream.VIEW)
-            return train_view(image, self.stage.view, random)
+            return train_view(self.source.open(index), self.stage.view, random)
 
         batch, kept = _read_views(
             self.source, order[micro.first : micro.end], view, self.stage.view.size_px, self.data_format
@@ -202,8 +202,8 @@ class _EvaluationBatches:
         size = self.evaluation.batch_size
         indices = np.arange(number * size, min((number + 1) * size, len(self.source)), dtype=np.int64)
 
-        def view(image: Image, index: int) -> Image:
-            return evaluation_view(image, self.evaluation.resize_short_px, self.evaluation.crop_px)
+        def view(index: int) -> Image:
+            return evaluation_view(self.source.read(index), self.evaluation.resize_short_px, self.evaluation.crop_px)
 
         batch, _ = _read_views(self.source, indices, view, self.evaluation.crop_px, self.data_format)
         return replace(batch, step=number)
@@ -240,7 +240,7 @@ class _Numbered:
 def _read_views(
     source: ImageSource,
     indices: IntArray,
-    make_view: Callable[[Image, int], Image],
+    make_view: Callable[[int], Image],
     size_px: int,
     data_format: DataFormat,
 ) -> tuple[Batch, IntArray]:
@@ -257,7 +257,7 @@ def _read_views(
     for place, index in enumerate(indices.tolist()):
         try:
             with reading(source, index):
-                view = make_view(source.read(index), index)
+                view = make_view(index)
         except UndecodableImage as error:
             failures.append(Failure(error.name, error.reason))
             continue

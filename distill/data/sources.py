@@ -10,7 +10,7 @@ import numpy as np
 from distill.data.class_folders import open_class_folders
 from distill.data.idx import IdxImages
 from distill.data.image_list import ImageFiles, open_image_list
-from distill.data.types import Image, ImageSource, IntArray
+from distill.data.types import Image, ImageRows, ImageSource, IntArray
 from distill.errors import UserError
 from distill.recipe import AnySource, ClassFoldersSource, IdxSource, ImageListSource
 
@@ -47,6 +47,11 @@ class Images:
         """See `ImageSource.read`."""
         source, own_index = self._locate(index)
         return source.read(own_index)
+
+    def open(self, index: int) -> Image | ImageRows:
+        """See `ImageSource.open`."""
+        source, own_index = self._locate(index)
+        return source.open(own_index)
 
     def encoded(self, index: int) -> bytes | None:
         """The bytes of an image's file; None where it has no file of its own (IDX).

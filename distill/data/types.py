@@ -25,6 +25,19 @@ class UndecodableImage(Exception):
         return f"{self.name}: {self.reason}"
 
 
+class ImageRows(Protocol):
+    """An image whose size is known and whose pixels are decoded from the top, as far as they are needed."""
+
+    shape: tuple[int, int, int]
+
+    def rows(self, end: int) -> Image:
+        """At least the upper `end` rows: uint8 [>= end, W, 3].
+
+        Raises:
+            UndecodableImage: These rows are damaged.
+        """
+
+
 class ImageSource(Protocol):
     """Images by number. Implementations are read by several threads at once and travel to processes by pickle."""
 
@@ -40,6 +53,9 @@ class ImageSource(Protocol):
         Raises:
             UndecodableImage: The file is missing, not readable or no image.
         """
+
+    def open(self, index: int) -> Image | ImageRows:
+        """`read`, where perhaps only some rows are needed; raises likewise."""
 
     def name(self, index: int) -> str:
         """What a message calls the image: its path, or file#index."""

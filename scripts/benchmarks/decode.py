@@ -40,7 +40,7 @@ from rich.table import Table
 from data_mining.pack import repacked
 from data_mining.recipe import PackSection
 from distill.data.augment import Box, random_area_box, train_view
-from distill.data.decode import decode_image
+from distill.data.decode import decode_image, open_image
 from distill.data.image_list import ImageFiles, open_image_list
 from distill.data.loader import TrainLoader, store_view
 from distill.data.random import Stream, generator
@@ -182,7 +182,7 @@ def fill_batches(images: Sequence[bytes], make_view: Callable[[bytes, int], Any]
 
 
 def our_view(data: bytes, index: int) -> Any:
-    return train_view(decode_image(data, "image"), STAGE.view, generator(0, 0, 0, index, Stream.VIEW))
+    return train_view(open_image(data, "image"), STAGE.view, generator(0, 0, 0, index, Stream.VIEW))
 
 
 def run_loader(source: ImageFiles, threads: int) -> None:

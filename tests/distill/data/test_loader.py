@@ -54,6 +54,9 @@ class Pictures:
         random = np.random.default_rng(index)
         return random.integers(0, 256, (*random.integers(33, 60, 2), 3), dtype=np.uint8)
 
+    def open(self, index):
+        return self.read(index)
+
     def name(self, index):
         return f"pictures/{index}"
 
