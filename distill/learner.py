@@ -52,8 +52,8 @@ class Learner:
         # The live networks: none where there is no teacher, or the store has all its answers.
         self.teacher: Teacher | None = None
         self.labels: StoredTeacher | None = None
-        if labels is not None and stage.labels is not None:
-            compute = stage.labels.missing == "compute"
+        if labels is not None:
+            compute = not stage.waits_for_labels
             self.labels = StoredTeacher(labels, partial(open_teacher, recipe, number, device), compute=compute)
             if compute and take_inventory(labels, stage).missing:
                 self.teacher = self.labels.live

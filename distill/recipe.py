@@ -138,6 +138,13 @@ class TeacherSection(Section):
         ),
     ] = "float32"
     labels: Annotated[LabelsSection | None, Field(description="Absent: the teacher computes in every run.")] = None
+    devices: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^(cpu|gpu(:[0-9]{1,4})?)$")], ...],
+        Field(
+            description="Operational. A process for each, cpu, gpu or gpu:N, fills the labels while the student trains "
+            "and waits for what it needs."
+        ),
+    ] = ()
 
     @field_validator("labels")
     @classmethod
@@ -147,6 +154,13 @@ class TeacherSection(Section):
                 "does not go with batch_norm 'batch': the answer to an image would depend on the others of its batch. "
                 "Use batch_norm 'stored', or remove labels"
             )
+        return value
+
+    @field_validator("devices")
+    @classmethod
+    def _processes_share_a_store(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("labels", value) is None:
+            raise ValueError("must come with labels: the store through which their answers reach training")
         return value
 
 
@@ -462,6 +476,12 @@ class Stage(Section):
     def labels(self) -> LabelsSection | None:
         """Where the teacher's answers are stored, if they are."""
         return self.teacher.labels if self.teacher is not None else None
+
+    @property
+    def waits_for_labels(self) -> bool:
+        """Whether other processes compute the teacher's answers."""
+        labels = self.labels
+        return labels is not None and (labels.missing == "wait" or bool(self.teacher and self.teacher.devices))
 
     def view_epoch(self, epoch: int) -> int:
         """The epoch whose random choices this one makes: itself, unless `teacher.labels.views` lets them recur."""

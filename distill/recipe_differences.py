@@ -15,6 +15,7 @@ WITHOUT_EFFECT = (
     "evaluation.batch_size",
     "teacher.labels.folder",
     "teacher.labels.missing",
+    "teacher.devices",
 )
 
 

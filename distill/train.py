@@ -17,6 +17,7 @@ from distill.data.types import Batch
 from distill.errors import RunError
 from distill.evaluate import Evaluation, open_evaluation
 from distill.journal import Journal
+from distill.labels.builders import teacher_processes
 from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.waiting import arrived
@@ -106,11 +107,12 @@ def train_stage(
     last_step = stage.epochs * loader.steps_per_epoch
     journal = Journal(run, recipe, number, step=position.step, last_step=last_step)
 
-    with stop_signals() as stop, journal:
+    with stop_signals() as stop, journal, teacher_processes(recipe, number, folder) as builders:
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device):
             journal.display.say(line)
         records = StepRecords()
-        batches = arrived(loader.batches(position.step, last_step), labels, recipe, number, stop, journal.display.say)
+        batches = loader.batches(position.step, last_step)
+        batches = arrived(batches, labels, recipe, number, builders, stop, journal.display.say)
         batches = journal.throughput.timed(batches)
         for step in range(position.step, last_step):
             rate = learning_rate(

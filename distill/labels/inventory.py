@@ -64,7 +64,7 @@ def describe_labels(store: LabelStore, stage: Stage) -> list[str]:
     found = take_inventory(store, stage)
     if not found.missing:
         then = "the teacher is not needed"
-    elif stage.labels is not None and stage.labels.missing == "wait":
+    elif stage.waits_for_labels:
         then = "training waits for the others"
     else:
         then = "the others are computed, once"

@@ -1,11 +1,12 @@
 """Training that waits for answers which other processes compute."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from distill.data.types import Batch, LabelSlot
 from distill.errors import RunError
+from distill.labels.builders import Builder
 from distill.labels.store import LabelStore
 from distill.labels.teacher import describe_missing
 from distill.recipe import Recipe
@@ -20,6 +21,7 @@ def arrived(
     store: LabelStore | None,
     recipe: Recipe,
     number: int,
+    builders: Sequence[Builder],
     stop: StopRequest,
     say: Callable[[str], None],
 ) -> Iterator[Batch]:
@@ -30,31 +32,40 @@ def arrived(
         store: Of these slots; None without `teacher.labels`.
         recipe: Its `runtime.read_timeout_seconds` is the longest time in which nothing at all is added to the store.
         number: Of the stage.
+        builders: Processes of ours that must not have failed.
         stop: Ends the waiting.
         say: Told now and then what is waited for.
 
     Raises:
-        RunError: Nothing was added for too long, or what was added is of other views.
+        RunError: Nothing was added for too long, what was added is of other views, or a builder failed.
         Interrupted: A signal asked to stop.
     """
-    labels = recipe.stages[number].labels
-    if store is None or labels is None or labels.missing == "compute":
+    if store is None or not recipe.stages[number].waits_for_labels:
         yield from batches
         return
     for batch in batches:
         if batch.slot is None or batch.slot.usable.all():
             yield batch
         else:
-            slot = _waited_for(batch.slot, store, recipe.runtime.read_timeout_seconds, stop, say)
+            slot = _waited_for(batch.slot, store, builders, recipe.runtime.read_timeout_seconds, stop, say)
             yield replace(batch, slot=slot)
 
 
 def _waited_for(
-    slot: LabelSlot, store: LabelStore, timeout_seconds: float, stop: StopRequest, say: Callable[[str], None]
+    slot: LabelSlot,
+    store: LabelStore,
+    builders: Sequence[Builder],
+    timeout_seconds: float,
+    stop: StopRequest,
+    say: Callable[[str], None],
 ) -> LabelSlot:
     stored, changed, said = -1, 0.0, -SAY_SECONDS
     while not (slot := store.slot(slot.view_epoch, slot.first, slot.end, slot.places)).usable.all():
         now = time.monotonic()
+        if stop.signal is not None:
+            raise Interrupted(
+                "stopped while waiting for the teacher; --resume goes on from the last checkpoint", stop.signal
+            )
         if slot.complete:
             raise RunError(describe_missing(store, slot))
         if (found := store.stored_in_all()) != stored:
@@ -65,10 +76,8 @@ def _waited_for(
                 f"training waits: {describe_missing(store, slot)}, and teacher.labels.missing 'compute' does it here. "
                 "The last checkpoint is intact"
             )
-        if stop.signal is not None:
-            raise Interrupted(
-                "stopped while waiting for the teacher; --resume goes on from the last checkpoint", stop.signal
-            )
+        for builder in builders:
+            builder.check()
         if now - said >= SAY_SECONDS:
             said = now
             say(

@@ -4,7 +4,7 @@ import pytest
 
 from distill.errors import UserError
 from distill.recipe import Recipe, Stage
-from distill.recipe_file import parse_recipe
+from distill.recipe_file import parse_recipe, resolved_yaml
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
 
@@ -184,6 +184,31 @@ def test_teacher_and_loss_must_go_together():
     assert errors(("    epochs: 4", "    epochs: 4\n    teacher: null"))[0].startswith(
         "loss compares with a teacher (kl): add the section `teacher`"
     )
+
+
+STORED = "batch_norm: stored\n  labels: {folder: store}"
+
+
+def test_answers_that_depend_on_the_batch_or_are_maps_cannot_be_stored():
+    text = EXAMPLE.replace("batch_norm: stored", STORED.replace("stored", "batch"))
+    place = f"(r.yaml, line {line_of('  batch_norm: stored') + 1})"
+    with pytest.raises(UserError, match=r"teacher\.labels does not go with batch_norm 'batch': the answer to") as error:
+        parse_recipe(text, "r.yaml")
+    assert place in str(error.value)
+    maps = KL + "\n  feature_mse: {weight: 1, student_layer: stage4, teacher_layer: stage4}"
+    text = EXAMPLE.replace("batch_norm: stored", STORED).replace(KL, maps)
+    with pytest.raises(UserError, match=r"loss must have no feature_mse beside teacher\.labels: the store keeps"):
+        parse_recipe(text, "r.yaml")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", "1.5", "al"])
+def test_how_many_classes_are_stored(value):
+    with pytest.raises(UserError, match=r"teacher\.labels\.top_classes must be a whole number >= 1 or 'all', "):
+        parse_recipe(EXAMPLE, "r.yaml", ["teacher.labels={folder: x}", f"teacher.labels.top_classes={value}"])
+    for good in ("1", "all", "2000"):
+        recipe = parse_recipe(EXAMPLE, "r.yaml", ["teacher.labels={folder: x}", f"teacher.labels.top_classes={good}"])
+        assert str(recipe.stages[0].labels.top_classes) == good
+        assert parse_recipe(resolved_yaml(recipe), "resolved.yaml") == recipe
 
 
 def test_mixup_groups_fill_a_batch():
