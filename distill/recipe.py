@@ -419,12 +419,12 @@ AnySchedule = Annotated[
 class RuntimeSection(Section):
     """Operational settings: they change speed and safety, never the result.
 
-    Threads come first: decoding, resizing and copying release Python's global lock, and an image holds it for some
-    30 microseconds. So `loader_threads` share one process well as long as number of threads x 30 us is well below what
-    one image costs one core, about 15 threads for photographs of 110 kB (1 ms), 6 for packed ones of 30 kB, one or two
-    for images of a few kB. `loader_processes` pay beyond that, or where the training loop itself holds the lock; each
-    runs `loader_threads`, takes seconds to start, and hands its batches over by a copy.
-    `distill benchmark data RECIPE` tells which of them it is.
+    Threads come first: decoding, resizing and copying release Python's global lock. An image holds it for at most some
+    40 microseconds, for all that an image of 28 x 28 px costs is 41. So threads share one process well as long as
+    `loader_threads` x 40 us is well below what one image costs one core: by that reckoning about 12 threads for
+    photographs of 110 kB (1 ms), 5 for packed ones of 30 kB, one for images of a few kB. `loader_processes` pay beyond
+    that, or where the training loop itself holds the lock; each runs `loader_threads`, takes seconds to start, and
+    hands its batches over by a copy. `distill benchmark data RECIPE` tells which of them it is.
     """
 
     loader_threads: Annotated[int, Field(ge=1, description="In each process: as many as cores are free.")] = 2
