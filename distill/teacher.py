@@ -78,7 +78,7 @@ class Teacher:
         self._data_format = data_format
         self.engines = [member.description for member in self._members]
         self.identity = [(model.name, sha256_of(Path(model.weights))) for model in section.models]
-        self.tap_channels: dict[str, int] = self._members[0].model.tap_channels if len(self._members) == 1 else {}
+        self.tap_channels: dict[str, int] = self._members[0].tap_channels if len(self._members) == 1 else {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """The teacher's answers, without gradient: float32, computed in its own precision whatever the student's.
@@ -151,6 +151,7 @@ class _Member:
         self, section: TeacherModel, num_classes: int, student_normalization: NormalizationSection, batch_norm: str
     ) -> None:
         self.model = build_model(section, num_classes)
+        self.tap_channels = self.model.tap_channels
         load_into(self.model, Path(section.weights))
         freeze(self.model, batch_statistics=batch_norm == "batch")
         self.normalization = section.normalization or student_normalization
@@ -182,12 +183,15 @@ class _Member:
 
 
 class _EngineMember:
-    """One frozen network on a fast engine, in the layout of the images that it will be given."""
+    """One frozen network on a fast engine, in the layout of the images that it will be given.
+
+    The network itself is not kept: the engine has a copy of its weights, and a large teacher's fill a gigabyte.
+    """
 
     def __init__(
         self, member: _Member, taps: Sequence[str], device: Device, precision: Precision, check_px: int
     ) -> None:
-        self.model = member.model
+        self.tap_channels = member.tap_channels
         self._engine = open_engine(
             member.model,
             member.normalization,
