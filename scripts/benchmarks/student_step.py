@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""A training step of the student on its labels alone: Paddle as it comes against our settings of the process.
+
+    python scripts/benchmarks/student_step.py [--model ResNet50_vd] [--batch 8] [--px 224] [--json FILE]
+
+Both take the same code (`distill.learner`): mixing and normalising, forward, backward, momentum. "Paddle as it comes"
+is a process in which nothing of `distill.parallel.setup_process` happened: one thread, and MKL's own choice of
+instructions. The aim: 3 times as fast. With --torch-python the same step in PyTorch takes part, in float32 as ours and,
+what Paddle cannot on a CPU, under bfloat16 autocast.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from contenders import AS_IT_COMES, checked, describe, options_parser, torch_worker, worker
+from side_by_side import PADDLE_VARIABLES, Process, print_rows, serve, summary, take_turns, write_results
+from training import CROSS_ENTROPY, noise_batch, training_recipe, training_step
+
+OURS = "Paddle with our settings"
+WORKERS = {AS_IT_COMES: "as-it-comes", OURS: "ours"}
+AIMS = {OURS: "3x"}
+
+
+def main() -> None:
+    parser = options_parser(__doc__, model="ResNet50_vd")
+    parser.add_argument("--worker", choices=WORKERS.values(), help=argparse.SUPPRESS)
+    options = checked(parser.parse_args(), parser)
+    if options.worker is not None:
+        serve(lambda: contender(options))
+        return
+    print(f"{options.model}, training steps of {options.batch} images of {options.px} px")
+    with contextlib.ExitStack() as processes:
+        contenders = {name: processes.enter_context(process) for name, process in started(options)}
+        for name, process in contenders.items():
+            print(f"  {name}: {process.facts['parameters']:,} parameters, {process.facts['threads']} threads")
+        seconds = take_turns(contenders, options.repeats)
+    rows = summary(seconds, options.batch, reference=AS_IT_COMES, aims=AIMS)
+    print_rows(rows, AS_IT_COMES)
+    write_results(options.json, rows, describe(options))
+
+
+def started(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
+    """All contenders."""
+    for name, which in WORKERS.items():
+        yield name, worker(__file__, which, options, without=PADDLE_VARIABLES if which == "as-it-comes" else ())
+    for precision in ("float32", "bfloat16") if options.torch_python is not None else ():
+        yield f"PyTorch {precision}", torch_worker(options, "student", options.model, precision=precision)
+
+
+def contender(options: argparse.Namespace) -> tuple[Callable[[], object], dict[str, Any]]:
+    """The step of a worker, and what it trains."""
+    from distill.parallel import Device, setup_process
+
+    device = Device("cpu", 1) if options.worker == "as-it-comes" else setup_process("cpu")
+    from distill.learner import Learner
+
+    recipe = training_recipe(options.model, options.px, options.batch, loss=CROSS_ENTROPY)
+    learner = Learner(recipe, 0, device, None)
+    batch = noise_batch(options.px, options.batch)
+    parameters = sum(parameter.size for _, parameter in learner.parameters)
+    return training_step(learner, lambda: batch), {"parameters": int(parameters), "threads": device.threads}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Forward passes of a frozen network: Paddle as it comes, with our settings, and the engines of `distill.engine`.
+
+    python scripts/benchmarks/teacher_engine.py [--model ResNet50_vd] [--batch 8] [--px 224] [--json FILE]
+
+Every contender turns uint8 images into float32 logits, in a process of its own, on weights drawn at random: their
+values change no time. "Paddle as it comes" is a process in which nothing of `distill.parallel.setup_process` happened.
+ONNX Runtime takes part where it is installed (pip install 'paddle-distill[export]'), PyTorch with --torch-python.
+The aims: the engine in float32 6 times as fast as Paddle as it comes, in bfloat16 10 times.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contenders import AS_IT_COMES, IMAGENET, NUM_CLASSES, checked, describe, options_parser, torch_worker, worker
+from side_by_side import PADDLE_VARIABLES, Process, print_rows, serve, summary, take_turns, write_results
+
+AIMS = {"engine float32": "6x", "engine bfloat16": "10x"}
+WORKERS = {
+    AS_IT_COMES: "as-it-comes",
+    "Paddle with our settings": "eager",
+    "engine float32": "float32",
+    "engine bfloat16": "bfloat16",
+    "ONNX Runtime float32": "onnx",
+}
+
+
+def main() -> None:
+    parser = options_parser(__doc__, model="ResNet50_vd")
+    parser.add_argument("--worker", choices=WORKERS.values(), help=argparse.SUPPRESS)
+    options = checked(parser.parse_args(), parser)
+    if options.worker is not None:
+        serve(lambda: contender(options))
+        return
+    print(f"{options.model}, forward passes of {options.batch} images of {options.px} px")
+    with contextlib.ExitStack() as processes:
+        contenders = {name: processes.enter_context(process) for name, process in started(options)}
+        for name, process in contenders.items():
+            print(f"  {name}: {process.facts['description']}")
+        seconds = take_turns(contenders, options.repeats)
+    rows = summary(seconds, options.batch, reference=AS_IT_COMES, aims=AIMS)
+    print_rows(rows, AS_IT_COMES)
+    write_results(options.json, rows, describe(options))
+
+
+def started(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
+    """All contenders that this machine can run."""
+    for name, which in WORKERS.items():
+        if which == "onnx" and not (
+            importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("paddle2onnx")
+        ):
+            print(f"  {name}: left out, pip install 'paddle-distill[export]'")
+        elif which == "bfloat16" and "avx512bw" not in Path("/proc/cpuinfo").read_text():
+            print(f"  {name}: left out, this processor has no AVX-512")
+        else:
+            yield name, worker(__file__, which, options, without=PADDLE_VARIABLES if which == "as-it-comes" else ())
+    for precision in ("float32", "bfloat16") if options.torch_python is not None else ():
+        yield f"PyTorch {precision}", torch_worker(options, "teacher", options.model, precision=precision)
+
+
+def contender(options: argparse.Namespace) -> tuple[Callable[[], object], dict[str, Any]]:
+    """The step of a worker, and what computes it."""
+    from distill.parallel import Device, setup_process
+
+    device = Device("cpu", 1) if options.worker == "as-it-comes" else setup_process("cpu")
+    import paddle
+
+    from distill.engine import open_engine
+    from distill.models import create_model
+
+    paddle.seed(0)
+    model = create_model(options.model, NUM_CLASSES)
+    if options.worker == "onnx":
+        engine = onnx_engine(model, options.px, device.threads)
+    else:
+        fast = options.worker in ("float32", "bfloat16")
+        engine = open_engine(
+            model,
+            IMAGENET,
+            device,
+            outputs=("logits",),
+            kind="predictor" if fast else "eager",
+            precision=options.worker if fast else "float32",
+            check_px=options.px,
+        )
+    images = np.random.default_rng(0).integers(0, 256, (options.batch, options.px, options.px, 3), dtype=np.uint8)
+    return lambda: engine(images), {"description": engine.description, "threads": device.threads}
+
+
+def onnx_engine(model: Any, px: int, threads: int) -> Any:
+    """The network exported to ONNX, opened as a teacher of `data-mining` is."""
+    import paddle
+    import paddle2onnx
+
+    from distill.engine_onnx import open_onnx_engine
+
+    class TwoOutputs(paddle.nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            taps = self.model.taps(images, ("logits", "embedding"))
+            return taps["logits"], taps["embedding"]
+
+    layer = TwoOutputs()
+    layer.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = f"{folder}/network"
+        paddle.jit.save(layer, prefix, input_spec=[paddle.static.InputSpec([None, 3, px, px], "float32", "images")])
+        program = next(str(path) for path in Path(folder).iterdir() if path.suffix in (".json", ".pdmodel"))
+        paddle2onnx.export(program, prefix + ".pdiparams", prefix + ".onnx", opset_version=17)
+        return open_onnx_engine(prefix + ".onnx", IMAGENET, threads=threads, size_px=px, num_classes=NUM_CLASSES)
+
+
+if __name__ == "__main__":
+    main()
