@@ -4,15 +4,18 @@ A builder takes blocks of some thousand positions in the order in which training
 locking one byte of the file `claims`, so that nobody else computes it, and a builder that dies holds nothing.
 """
 
+import contextlib
 import fcntl
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import Full, Queue
+from typing import Self
 
 import numpy as np
 
@@ -30,6 +33,8 @@ from distill.normalization import mix_images, to_unit_range
 from distill.parallel import Device
 from distill.recipe import Recipe, Stage
 from distill.teacher import open_teacher
+
+_ELEMENTS_AHEAD = 2  # beyond what the loader itself reads ahead
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,15 @@ def build_labels(
         for line in describe_labels(store, stage):
             display.say(line)
         progress = _Progress(display)
-        for parts in _claimed_parts(store, todo, stage.device_batch_size, progress):
-            for batch in loader.views(parts):
-                images = mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
-                teacher.fill(images, batch)
-                progress.computed(batch)
+        with Claims(store.folder) as claims:
+            work = _claimed_work(store, loader, claims, todo, stage.device_batch_size, progress)
+            for element in _read_ahead(work):
+                if isinstance(element, Block):
+                    claims.release(element)
+                    continue
+                images = mix_images(to_unit_range(element.images), element.partner, element.lam)
+                teacher.fill(images, element)
+                progress.computed(element)
     return progress.built
 
 
@@ -168,41 +177,74 @@ def lacks(store: LabelStore, block: Block) -> int:
     return int(np.sum(store.empty(block.view_epoch, block.first, block.end)))
 
 
-@contextmanager
-def claims(folder: Path) -> Iterator[Callable[[Block], AbstractContextManager[bool]]]:
+class Claims:
     """The blocks that builders are working on.
 
-    Yields:
-        Claims a block for as long as its context lasts: whether it was free. POSIX record locks: they belong to the
-        process, which must open the file once only, and end with it.
+    POSIX record locks: they belong to the process, which must open the file once only, and end with it.
     """
-    descriptor = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
 
-    @contextmanager
-    def claim(block: Block) -> Iterator[bool]:
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "claims"
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def take(self, block: Block) -> bool:
+        """Claims a block, unless another process has it."""
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block.number)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, block.number)
         except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, block.number)
+            return False
+        return True
 
+    def release(self, block: Block) -> None:
+        """Gives a block free."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, block.number)
+
+
+def _read_ahead(work: Iterator[Batch | Block]) -> Iterator[Batch | Block]:
+    """Passes the work on, fetched by a thread: the next block is claimed and read while this one is computed."""
+    ready: Queue[Batch | Block | BaseException | None] = Queue(maxsize=_ELEMENTS_AHEAD)
+    given_up = threading.Event()
+
+    def put(element: Batch | Block | BaseException | None) -> None:
+        while not given_up.is_set():
+            with contextlib.suppress(Full):
+                return ready.put(element, timeout=0.5)
+
+    def fetch() -> None:
+        try:
+            for element in work:
+                put(element)
+                if given_up.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    # A daemon: a reading that hangs must not keep the process alive.
+    threading.Thread(target=fetch, name="labels-read-ahead", daemon=True).start()
     try:
-        yield claim
+        while (element := ready.get()) is not None:
+            if isinstance(element, BaseException):
+                raise element
+            yield element
     finally:
-        os.close(descriptor)
+        given_up.set()
 
 
 class _Progress:
-    """Counts for the display and the result."""
+    """Counts for the display and the result; both threads report to it."""
 
     def __init__(self, display: Display) -> None:
         self.built = Built()
         self._display = display
         self._done = 0
+        self._lock = threading.Lock()
         self._started = time.monotonic()
 
     def computed(self, batch: Batch) -> None:
@@ -215,35 +257,39 @@ class _Progress:
 
     def found_done(self, count: int) -> None:
         """Notes answers that somebody else computed meanwhile."""
-        self._done += count
         speed = self.built.images / max(time.monotonic() - self._started, 1e-9)
-        self._display.advance(self._done, {"images/s": f"{speed:.0f}"})
+        with self._lock:
+            self._done += count
+            self._display.advance(self._done, {"images/s": f"{speed:.0f}"})
 
 
-def _claimed_parts(
-    store: LabelStore, todo: Mapping[Block, int], batch_size: int, progress: _Progress
-) -> Iterator[list[MicroBatch]]:
-    """The work, a block at a time: each is claimed while its parts are computed.
+def _claimed_work(
+    store: LabelStore,
+    loader: TrainLoader,
+    claims: Claims,
+    todo: Mapping[Block, int],
+    batch_size: int,
+    progress: _Progress,
+) -> Iterator[Batch | Block]:
+    """The batches of each block that could be claimed, and behind them the block itself, to be released.
 
     Blocks that others are working on are looked at again at the end: they may have died.
     """
     waiting = dict(todo)
-    with claims(store.folder) as claim:
-        while waiting:
-            busy = dict[Block, int]()
-            for block, missing in waiting.items():
-                with claim(block) as mine:
-                    if not mine:
-                        busy[block] = missing
-                    elif parts := _missing_parts(store, block, batch_size):
-                        progress.found_done(missing - sum(part.end - part.first for part in parts))
-                        yield parts
-                    else:
-                        progress.found_done(missing)
-            if busy.keys() == waiting.keys():
-                progress.built.with_others = sum(busy.values())
-                return
-            waiting = busy
+    while waiting:
+        busy = dict[Block, int]()
+        for block, missing in waiting.items():
+            if not claims.take(block):
+                busy[block] = missing
+                continue
+            parts = _missing_parts(store, block, batch_size)
+            progress.found_done(missing - sum(part.end - part.first for part in parts))
+            yield from loader.views(parts)
+            yield block
+        if busy.keys() == waiting.keys():
+            progress.built.with_others = sum(busy.values())
+            return
+        waiting = busy
 
 
 def _missing_parts(store: LabelStore, block: Block, batch_size: int) -> list[MicroBatch]:

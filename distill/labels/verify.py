@@ -155,7 +155,9 @@ def _sampled(store: LabelStore, samples: int, damaged: set[Path]) -> Iterator[Mi
         empty = store.empty(epoch, 0, store.positions)
         starts = np.arange(0, store.positions, span)
         starts = starts[~np.logical_or.reduceat(empty, starts)]
-        count = min(len(starts), -(-samples // span // len(chosen)) or 1)
+        if not len(starts):
+            continue
+        count = min(len(starts), -(-samples // (span * len(chosen))))
         for first in np.sort(random.choice(starts, count, replace=False)).tolist():
             end = min(first + span, store.positions)
             yield MicroBatch(epoch, place, first, end, ends_step=True, global_count=end - first)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from distill import cli
 from distill.data.sources import open_sources
 from distill.errors import RunError, UserError
-from distill.labels.build import Block, Share, blocks_of, build_labels, claims, parse_epochs, parse_share
+from distill.labels.build import Block, Claims, Share, blocks_of, build_labels, parse_epochs, parse_share
 from distill.labels.manifest import label_store
 from distill.labels.records import Layout
 from distill.labels.store import LabelStore
@@ -89,7 +90,7 @@ def test_killed_and_concurrent_builders_leave_the_same_store(trained):
     assert [process.returncode for process in both] == [0, 0], said
     assert shards_of(store) == shards
     images = [int(output.split("stored ")[1].split(" ")[0]) for output, _ in said]
-    assert sum(images) == 400 - 40 or 0 < sum(images) < 400
+    assert 0 < sum(images) < 400  # what the first one stored was not computed again
 
 
 def test_training_waits_for_a_builder_and_ends_with_the_same_bits(trained, tmp_path, capsys, monkeypatch):
@@ -144,22 +145,20 @@ def test_a_claimed_block_is_taken_by_nobody_else_until_its_owner_ends(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from distill.labels.build import Block, claims
-with claims(Path({str(tmp_path)!r})) as claim, claim(Block(0, 0, 4, 3)) as mine:
-    print(mine, flush=True)
+from distill.labels.build import Block, Claims
+with Claims(Path({str(tmp_path)!r})) as claims:
+    print(*(claims.take(Block(0, 0, 4, number)) for number in (3, 5)), flush=True)
+    claims.release(Block(0, 0, 4, 5))
+    print("released", flush=True)
     sys.stdin.read()
 """
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "True\n"
-    with claims(tmp_path) as claim:
-        with claim(Block(0, 0, 4, 3)) as mine:
-            assert not mine
-        with claim(Block(0, 4, 8, 4)) as mine:
-            assert mine
+    assert [other.stdout.readline() for _ in range(2)] == ["True True\n", "released\n"]
+    with Claims(tmp_path) as claims:
+        assert [claims.take(Block(0, 0, 4, number)) for number in (3, 4, 5)] == [False, True, True]
         other.kill()
         other.communicate(timeout=60)
-        with claim(Block(0, 0, 4, 3)) as mine:
-            assert mine
+        assert claims.take(Block(0, 0, 4, 3))
 
 
 def test_options_are_read_and_refused(taught):
@@ -189,6 +188,23 @@ def test_undecodable_images_are_named_and_counted(taught, tmp_path, capsys):
     assert f"cannot decode {tmp_path / '3.png'}" in capsys.readouterr().err
     assert build_labels(recipe, 0, CPU).images == 0
     assert threading.active_count() < 50
+
+
+def test_a_reader_that_fails_ends_the_building_with_its_error(taught, monkeypatch):
+    monkeypatch.setattr("distill.data.idx.IdxImages.read", lambda *_: 1 / 0)
+    with pytest.raises(RunError, match=r"train-images\.gz#\d+: this image could not be prepared: ZeroDivisionError"):
+        build_labels(load_recipe(taught()), 0, CPU)
+    assert not [thread for thread in threading.enumerate() if thread.name == "labels-read-ahead"]
+
+
+def test_an_answer_that_is_not_finite_ends_the_building(taught, monkeypatch):
+    def broken(*_):
+        return lambda images: {"logits": images.sum(axis=[1, 2, 3]).unsqueeze(1) * np.full(10, np.nan, np.float32)}
+
+    monkeypatch.setattr("distill.labels.build.open_teacher", broken)
+    with pytest.raises(RunError, match=r"the teacher's answer to 16 of 16 images is not finite"):
+        build_labels(load_recipe(taught()), 0, CPU)
+    assert store_of(taught()).stored_in_all() == 0
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -230,7 +246,8 @@ def test_the_commands_from_info_to_repair(run_cli, taught):
 
     status, output, errors = run_cli("labels", "verify", recipe, "--samples", "40")
     assert status == 0, errors
-    assert "1 of 1 sealed shards match their checksums; 48 of 48 sampled answers are the teacher's, bit for" in output
+    assert "1 of 1 sealed shards match their checksums; " in output
+    assert re.search(r"(\d\d) of \1 sampled answers are the teacher's, bit for bit", output)
 
     store = store_of(recipe)
     path = store.path(store.shards(0)[0], ".labels")

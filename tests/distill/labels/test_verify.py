@@ -24,7 +24,7 @@ def test_the_stored_answers_are_the_teachers(built):
     for samples in (0, 1, 100, 10_000):
         found = verify_labels(built, 0, CPU, samples=samples, repair=False)
         assert found.exactly and not found.problems(False)
-        assert found.shards == 2 and found.compared >= min(samples, 400)
+        assert found.shards == 2 and found.compared >= min(samples, 400) - 16
     assert found.compared == 400
 
 
@@ -33,7 +33,7 @@ def test_the_eager_teacher_agrees_within_the_tolerance(built):
     eager = stage.teacher.model_copy(update={"engine": "eager"})
     recipe = built.model_copy(update={"stages": (stage.model_copy(update={"teacher": eager}),)})
     found = verify_labels(recipe, 0, CPU, samples=100, repair=False)
-    assert not found.exactly and found.compared >= 100 and not found.differing
+    assert not found.exactly and found.compared > 80 and not found.differing
 
 
 def test_answers_of_something_else_are_found(taught):
@@ -44,9 +44,9 @@ def test_answers_of_something_else_are_found(taught):
     wrong = np.random.default_rng(0).standard_normal((200, 10)).astype(np.float32)
     store.add(0, 0, encode(wrong, store.layout))
     found = verify_labels(recipe, 0, CPU, samples=64, repair=False)
-    assert len(found.differing) == found.compared == 64
+    assert len(found.differing) == found.compared >= 56  # a last span may be short
     [problem] = found.problems(False)
-    assert "64 of 64 answers are not the teacher's (view epoch:position 0:" in problem
+    assert f"{found.compared} of {found.compared} answers are not the teacher's (view epoch:position 0:" in problem
 
 
 @pytest.mark.parametrize("top", [3, "all"])
