@@ -231,13 +231,13 @@ def benchmark_data(
         counts = [int(count) for count in threads.split(",")]
     except ValueError:
         raise UserError(f"--threads must be numbers such as 1,2, received {threads!r}") from None
-    from distill.benchmark import data
+    from distill.benchmark import data, data_report
 
     report = data.benchmark_data(loaded, stage=stage, seconds=seconds, threads=counts)
     if as_json:
-        typer.echo(json.dumps(report.as_dict()))
+        typer.echo(json.dumps(data_report.report_dict(report)))
     else:
-        data.print_report(report, _console(), student)
+        data_report.print_report(report, _console(), student)
 
 
 @app.command()
