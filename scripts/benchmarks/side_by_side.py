@@ -118,14 +118,14 @@ def take_turns(contenders: Mapping[str, Repeat], repeats: int) -> dict[str, list
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(1, repeats + 1):
         for name, repeat in contenders.items():
-            _show(f"round {number} of {repeats}: {name}", stays=False)
+            show(f"round {number} of {repeats}: {name}", stays=False)
             time.sleep(SPIN_SECONDS)
             seconds[name].append(repeat())
-        _show(f"round {number} of {repeats} is done", stays=True)
+        show(f"round {number} of {repeats} is done", stays=True)
     return seconds
 
 
-def _show(line: str, *, stays: bool) -> None:
+def show(line: str, *, stays: bool) -> None:
     """Progress: on a terminal in one line, elsewhere the lines that stay."""
     if sys.stderr.isatty():
         print(f"\r{line:70}", end="\n" if stays else "", file=sys.stderr, flush=True)
