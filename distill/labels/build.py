@@ -130,9 +130,7 @@ def build_labels(
     if store is None:
         raise ValueError(f"stage {stage.name} has no teacher.labels")
     view_epochs = dict.fromkeys(stage.view_epoch(epoch) for epoch in epochs or range(stage.epochs))
-    todo = {
-        block: missing for block in blocks_of(store, view_epochs, share or Share()) if (missing := lacks(store, block))
-    }
+    todo = _missing_blocks(store, blocks_of(store, view_epochs, share or Share()))
     loader = TrainLoader(
         source,
         stage,
@@ -172,9 +170,17 @@ def blocks_of(store: LabelStore, view_epochs: Iterable[int], share: Share) -> It
                 yield Block(view_epoch, first, end, view_epoch * per_epoch + place)
 
 
-def lacks(store: LabelStore, block: Block) -> int:
-    """Positions of a block that are not stored."""
-    return int(np.sum(store.empty(block.view_epoch, block.first, block.end)))
+def _missing_blocks(store: LabelStore, blocks: Iterable[Block]) -> dict[Block, int]:
+    """How many positions each block lacks that lacks any; quick where nothing is stored, or everything."""
+    begun = set(store.view_epochs())
+    found = {}
+    for block in blocks:
+        missing = block.end - block.first
+        if block.view_epoch in begun:
+            missing = int(np.sum(store.empty(block.view_epoch, block.first, block.end)))
+        if missing:
+            found[block] = missing
+    return found
 
 
 class Claims:

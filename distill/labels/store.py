@@ -128,11 +128,13 @@ class LabelStore:
             DamagedShard: A sealed shard is not what was sealed.
         """
         rows = np.zeros((end - first, self.layout.words), dtype=np.uint16)
+        status = np.full(end - first, Status.EMPTY, dtype=np.uint8)
         for shard, begin, stop in self._pieces(view_epoch, first, end):
             piece = self._read_piece(shard, begin, stop)
             if piece is not None:
                 rows[begin - first : stop - first] = piece
-        return rows, status_of(rows, view_epoch, first)
+                status[begin - first : stop - first] = status_of(piece, view_epoch, begin)
+        return rows, status
 
     def empty(self, view_epoch: int, first: int, end: int) -> NDArray[np.bool_]:
         """Which of the positions [first, end) are not stored; sealed shards are not read for it."""
