@@ -83,7 +83,11 @@ class Process:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environment
         )
-        self.facts: dict[str, Any] = self._answer()
+        try:
+            self.facts: dict[str, Any] = self._answer()
+        except BaseException:
+            self._end()
+            raise
 
     def __call__(self) -> float:
         """See `Repeat`."""
@@ -97,6 +101,9 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
