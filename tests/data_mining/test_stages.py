@@ -21,7 +21,8 @@ from distill.data.image_list import open_image_list
 from distill.errors import UserError
 from distill.recipe_file import resolved_yaml
 
-NEVER_EQUAL = ("report.json", "report.html", "lock", "recipe.yaml")  # they hold times; the recipe how it was run
+# They hold times; the recipe how it was run; and what a killed worker had not finished goes with the next run.
+NEVER_EQUAL = ("report.json", "report.html", "lock", "recipe.yaml", "tmp-")
 
 RUN = """
 import os, signal, sys
