@@ -379,9 +379,21 @@ StageOption = Annotated[
 def _labels() -> None:
     """Store a teacher's answers once, for every later run.
 
-    A recipe says where with `teacher: {labels: {folder: ...}}`. `distill train` then reads what is stored and
-    computes, and adds, what is not: another student, another loss or a rerun needs no teacher. `build` does the same
-    ahead of training or beside it (`missing: wait`), on other devices and hosts that see the same folder.
+    `distill train` reads what is stored, and computes and adds what is not: a rerun, another student or another loss
+    needs no teacher. A recipe asks for it in its teacher:
+
+    \b
+      teacher:
+        labels:
+          folder: labels/imagenet    # the store
+          top_classes: 10            # or all: what is kept of an answer
+          views: 4                   # epoch 4 repeats the views of epoch 0: a fixed disk for any number of epochs
+          missing: compute           # or wait, for `distill labels build` on other devices or hosts
+        devices: [gpu:6, gpu:7]      # or let the run start them itself, and wait
+
+    \b
+    Begin with:
+      distill labels info RECIPE
     """
 
 
@@ -442,9 +454,9 @@ def labels_info(
     device: DeviceOption = DeviceName.AUTO,
     debug: DebugOption = False,
 ) -> None:
-    """Say what is stored, and what all answers need: disk and the teacher's time.
+    """Say what is stored, and what it takes.
 
-    Before anything exists, too.
+    The disk for all answers, and the teacher's time for those that are missing; before anything exists, too.
 
     \b
     Examples:
@@ -476,10 +488,11 @@ def verify_labels(
     device: DeviceOption = DeviceName.AUTO,
     debug: DebugOption = False,
 ) -> None:
-    """Check the checksums of what is stored, and a random sample of it against the teacher.
+    """Check what is stored.
 
-    The sample must be the same bits where Paddle Inference computes in float32 on a CPU; elsewhere it may differ as
-    much as two engines may. The exit status is 1 where anything is wrong.
+    The checksums of all sealed shards, and a random sample of answers against the live teacher. The sample must be
+    the same bits where Paddle Inference computes in float32 on a CPU; elsewhere it may differ as much as two engines
+    may. The exit status is 1 where anything is wrong.
 
     \b
     Example:

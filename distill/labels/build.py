@@ -251,7 +251,7 @@ class _Progress:
         self._display = display
         self._done = 0
         self._lock = threading.Lock()
-        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first batch was done, which waited for the engine
 
     def computed(self, batch: Batch) -> None:
         """Notes the answers of a batch."""
@@ -259,14 +259,19 @@ class _Progress:
             self._display.say(f"cannot decode {failure.name}: {failure.reason} (no soft label)")
         self.built.images += len(batch.labels)
         self.built.undecodable += len(batch.failures)
+        if self._first is None:
+            self._first = time.monotonic(), self.built.images
         self.found_done(len(batch.labels) + len(batch.failures))
 
     def found_done(self, count: int) -> None:
         """Notes answers that somebody else computed meanwhile."""
-        speed = self.built.images / max(time.monotonic() - self._started, 1e-9)
         with self._lock:
             self._done += count
-            self._display.advance(self._done, {"images/s": f"{speed:.0f}"})
+            self._display.advance(self._done, {"images/s": f"{self._speed():.0f}"})
+
+    def _speed(self) -> float:
+        since, images = self._first or (0.0, 0)
+        return (self.built.images - images) / max(time.monotonic() - since, 1e-9)
 
 
 def _claimed_work(

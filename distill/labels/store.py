@@ -44,12 +44,15 @@ class DamagedShard(RunError):
     """A sealed shard is not what was sealed."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(
-            f"the soft labels in {path} are damaged: {reason}. `distill labels verify RECIPE --repair` removes damaged "
-            "shards; the next run computes them again"
-        )
+        super().__init__(path, reason)  # so that it can come from a loader's process
         self.path = path
         self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the soft labels in {self.path} are damaged: {self.reason}. `distill labels verify RECIPE --repair` "
+            "removes damaged shards; the next run computes them again"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,15 @@ def test_parts_and_epochs_make_up_the_whole(trained):
     second = build_labels(loaded, 0, CPU, share=Share(0, 2)).images
     third = build_labels(loaded, 0, CPU, share=Share(1, 2)).images
     assert min(first, second, third) > 0 and first + second + third == 400
+    assert shards_of(store_of(recipe)) == shards
+
+
+def test_parts_of_machines_without_a_common_folder_are_copied_together(trained, tmp_path):
+    recipe, _, shards = trained
+    for number in range(2):
+        loaded = load_recipe(recipe, [f"teacher.labels.folder={tmp_path / 'part'}{number}"])
+        build_labels(loaded, 0, CPU, share=Share(number, 2))
+        shutil.copytree(tmp_path / f"part{number}", tmp_path / "store", dirs_exist_ok=True)
     assert shards_of(store_of(recipe)) == shards
 
 

@@ -156,6 +156,7 @@ def test_a_damaged_shard_is_named_and_removed_on_request(store, how, reason):
         store.read(0, 2, 4)
     assert str(store.path(shard, ".labels")) in str(error.value)
     assert "distill labels verify RECIPE --repair" in str(error.value)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     with pytest.raises(DamagedShard, match=reason):
         store.check_shard(shard)
     store.remove_shard(shard)
