@@ -81,8 +81,8 @@ class Learner:
             The weighted share of each term, and of their sum under "loss": scalar float32 tensors.
         """
         if len(batch.labels) == 0:
-            if self.labels is not None:
-                self.labels.fill(paddle.to_tensor(batch.images), batch)  # it notes what cannot be decoded
+            if self.labels is not None and batch.slot is not None:
+                self.labels.note_undecodable(batch.slot)
             return {}
         self.student.train_mode()
         data_format = self.model_section.data_format

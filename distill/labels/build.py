@@ -10,6 +10,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from distill.data.sampler import MicroBatch
 from distill.data.sources import open_sources
 from distill.data.types import Batch
 from distill.display import Display
-from distill.errors import UserError
+from distill.errors import RunError, UserError
 from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.store import LabelStore
@@ -122,7 +123,7 @@ def build_labels(
         share: Of the work; None: all that no other builder is working on.
 
     Raises:
-        RunError: An answer is not finite, or cannot be stored.
+        RunError: An answer is not finite, or cannot be stored, or too many images of an epoch cannot be decoded.
     """
     stage = recipe.stages[number]
     source = open_sources(stage.data.sources, recipe.num_classes)
@@ -151,10 +152,19 @@ def build_labels(
                 if isinstance(element, Block):
                     claims.release(element)
                     continue
-                images = mix_images(to_unit_range(element.images), element.partner, element.lam)
-                teacher.fill(images, element)
+                progress.note_failures(element, stage, store.positions)
+                _store_answers(element, teacher)
                 progress.computed(element)
     return progress.built
+
+
+def _store_answers(batch: Batch, teacher: StoredTeacher) -> None:
+    if batch.slot is None:
+        raise ValueError("the batch has no slot: its loader knows no soft-label store")
+    if len(batch.labels):
+        teacher.fill(mix_images(to_unit_range(batch.images), batch.partner, batch.lam), batch.slot)
+    else:
+        teacher.note_undecodable(batch.slot)
 
 
 def blocks_of(store: LabelStore, view_epochs: Iterable[int], share: Share) -> Iterator[Block]:
@@ -250,15 +260,31 @@ class _Progress:
         self.built = Built()
         self._display = display
         self._done = 0
+        self._failures: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._first: tuple[float, int] | None = None  # when the first batch was done, which waited for the engine
 
-    def computed(self, batch: Batch) -> None:
-        """Notes the answers of a batch."""
+    def note_failures(self, batch: Batch, stage: Stage, images: int) -> None:
+        """Names what could not be decoded, and stops when that is too much, before it is stored as the truth.
+
+        Raises:
+            RunError: More than `data.max_undecodable_fraction` of an epoch's images.
+        """
         for failure in batch.failures:
             self._display.say(f"cannot decode {failure.name}: {failure.reason} (no soft label)")
-        self.built.images += len(batch.labels)
         self.built.undecodable += len(batch.failures)
+        self._failures[batch.epoch] += len(batch.failures)
+        fraction = stage.data.max_undecodable_fraction
+        if self._failures[batch.epoch] > fraction * images:
+            raise RunError(
+                f"{self._failures[batch.epoch]} of the {images} images of epoch {batch.epoch} cannot be decoded; "
+                f"stages.{stage.name}.data.max_undecodable_fraction {fraction:g} allows {fraction * images:g}. "
+                f"The last: {batch.failures[-1].name}: {batch.failures[-1].reason}. Mend or remove them"
+            )
+
+    def computed(self, batch: Batch) -> None:
+        """Notes the answers of a batch."""
+        self.built.images += len(batch.labels)
         if self._first is None:
             self._first = time.monotonic(), self.built.images
         self.found_done(len(batch.labels) + len(batch.failures))

@@ -8,7 +8,7 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from distill.data.types import Batch, LabelSlot
+from distill.data.types import LabelSlot
 from distill.errors import RunError
 from distill.labels.records import Rows, encode, expand, undecodable
 from distill.labels.store import LabelStore
@@ -52,19 +52,14 @@ class StoredTeacher:
         """
         return {"logits": paddle.to_tensor(expand(self._rows(images, slot), self.store.layout))}
 
-    def fill(self, images: Tensor, batch: Batch) -> None:
-        """Computes and stores what the store lacks of a batch.
+    def fill(self, images: Tensor, slot: LabelSlot) -> None:
+        """Computes and stores what the store lacks of a micro-batch; arguments as of `__call__`."""
+        self._rows(images, slot)
 
-        Args:
-            images: The batch's, as `__call__` takes them.
-            batch: With its slot.
-        """
-        if batch.slot is None:
-            raise ValueError("the batch has no slot: its loader knows no soft-label store")
-        if len(batch.labels):
-            self._rows(images, batch.slot)
-        elif self._compute:
-            self._add(batch.slot, undecodable(0, self.store.layout))
+    def note_undecodable(self, slot: LabelSlot) -> None:
+        """Stores that no image of a micro-batch can be decoded."""
+        if self._compute:
+            self._add(slot, undecodable(0, self.store.layout))
 
     def _rows(self, images: Tensor, slot: LabelSlot) -> Rows:
         if not slot.usable.all():  # somebody may have stored it since the loader looked

@@ -191,13 +191,17 @@ def test_undecodable_images_are_named_and_counted(taught, tmp_path, capsys):
         (tmp_path / f"{i}.png").write_bytes(b"no image")
     (tmp_path / "list.txt").write_text("".join(f"{i}.png\n" for i in range(12)))
     source = {"kind": "image_list", "path": str(tmp_path / "list.txt"), "root": str(tmp_path)}
-    recipe = load_recipe(taught(data={"sources": [source]}, device_batch_size=4, mixup=None))
+    sizes = {"device_batch_size": 1, "mixup": None}  # so that some batches are empty
+    recipe = load_recipe(taught(data={"sources": [source], "max_undecodable_fraction": 0.2}, **sizes))
     built = build_labels(recipe, 0, CPU)
     assert (built.images, built.undecodable) == (10, 2)
     assert str(built) == "computed and stored 10 answers; 2 images cannot be decoded and have none"
     assert f"cannot decode {tmp_path / '3.png'}" in capsys.readouterr().err
     assert build_labels(recipe, 0, CPU).images == 0
-    assert threading.active_count() < 50
+    assert store_of(taught(data={"sources": [source]}, **sizes)).stored_in_all() == 12
+    strict = load_recipe(taught(data={"sources": [source]}, **sizes), [f"teacher.labels.folder={tmp_path / 'strict'}"])
+    with pytest.raises(RunError, match=r"1 of the 12 images of epoch 0 cannot be decoded; .*Mend or remove them"):
+        build_labels(strict, 0, CPU)
 
 
 def test_a_reader_that_fails_ends_the_building_with_its_error(taught, monkeypatch):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from distill.data.loader import TrainLoader
+from distill.data.sampler import epoch_order
 from distill.data.sources import open_sources
 from distill.errors import UserError
 from distill.labels.manifest import label_store
+from distill.labels.records import Status
 from distill.labels.store import DamagedShard
 from distill.learner import Learner
 from distill.metrics import read_metrics
@@ -212,6 +214,17 @@ def test_an_undecodable_image_has_no_answer_and_shifts_no_other(folder_recipe, t
     assert store_of(recipe).is_sealed(store_of(recipe).shards(0)[0])
     no_teacher()
     assert train(recipe, "second") == first
+
+
+def test_a_batch_of_undecodable_images_is_stored_too(folder_recipe, train, no_teacher, tmp_path):
+    recipe, _, _ = folder_recipe
+    for index in epoch_order(3, 0, 0, 40)[6:8]:
+        (tmp_path / "images" / f"{index:02d}.png").write_bytes(b"no")
+    first = train(recipe, "first", "device_batch_size=2")
+    store = store_of(recipe)
+    assert (store.read(0, 6, 8)[1] == Status.UNDECODABLE).all() and store.is_sealed(store.shards(0)[0])
+    no_teacher()
+    assert train(recipe, "second", "device_batch_size=2") == first
 
 
 def test_an_image_that_was_mended_gets_its_answer_from_the_teacher(folder_recipe, train, tmp_path, no_teacher):
