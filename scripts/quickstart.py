@@ -229,7 +229,7 @@ def draw_funnel(axis: Axes, funnel: Sequence[Step]) -> None:
     axis.bar_label(bars, [step.cells[-1] for step in funnel], padding=3)
     axis.invert_yaxis()
     axis.set(title="Mining: what is left of the pool", xlabel="images, and the share that does not belong there")
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 0), fontsize=8)
+    axis.legend(loc="lower right", fontsize=8)
     axis.set_xlim(0, 1.2 * funnel[0].images)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axis.tick_params(axis="y", labelsize=8)
