@@ -43,7 +43,14 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
+def _shares(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[1] > 1:
+        raise ValueError(f"must not exceed 1, received {list(interval)}")
+    return interval
+
+
 Interval = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+ShareInterval = Annotated[Interval, AfterValidator(_shares)]
 TapName = Literal["stem", "stage1", "stage2", "stage3", "stage4", "embedding"]
 
 
@@ -224,7 +231,7 @@ class RandomAreaCrop(Section):
     """A box of random area and aspect ratio, resized to size_px (bilinear)."""
 
     kind: Literal["random_area"]
-    scale: Annotated[Interval, Field(description="Of the image's area, at most 1. Usual: [0.08, 1].")]
+    scale: Annotated[ShareInterval, Field(description="Of the image's area, at most 1. Usual: [0.08, 1].")]
     ratio: Annotated[Interval, Field(description="Width / height. Usual: [0.75, 1.3333].")]
     sampling: Annotated[
         Literal["published", "usual"],
@@ -233,13 +240,6 @@ class RandomAreaCrop(Section):
             "'usual': log-uniform ratio, ten tries, then a centre crop."
         ),
     ]
-
-    @field_validator("scale")
-    @classmethod
-    def _scale_fits_the_image(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[1] > 1:
-            raise ValueError(f"must not exceed 1, received {list(value)}")
-        return value
 
 
 class PaddedCrop(Section):
@@ -259,21 +259,71 @@ class CenterCrop(Section):
 AnyCrop = Annotated[RandomAreaCrop | PaddedCrop | CenterCrop, Field(discriminator="kind")]
 
 
+class AutoAugmentPolicy(Section):
+    """One of the 25 ImageNet sub-policies of AutoAugment (Cubuk et al. 2018, arXiv 1805.09501, table 9)."""
+
+    kind: Literal["autoaugment"]
+
+
+class RandAugmentPolicy(Section):
+    """Some of fourteen operations, all of one strength (Cubuk et al. 2020, arXiv 1909.13719)."""
+
+    kind: Literal["randaugment"]
+    operations: Annotated[int, Field(ge=1, description="How many, one after the other. The paper's ResNet-50: 2.")]
+    magnitude: Annotated[
+        float, Field(ge=0.0, le=10.0, description="From no change, 0, to the strongest, 10. The paper's ResNet-50: 9.")
+    ]
+
+
+AnyPolicy = Annotated[AutoAugmentPolicy | RandAugmentPolicy, Field(discriminator="kind")]
+
+
+class ErasingSection(Section):
+    """Random erasing (Zhong et al. 2020, arXiv 1708.04896): a box of the view becomes noise."""
+
+    probability: Annotated[float, Field(gt=0.0, le=1.0, description="That a view is erased. Usual: 0.25-0.5.")]
+    area: Annotated[ShareInterval, Field(description="Of the view's area, at most 1. Usual: [0.02, 0.4].")]
+    aspect: Annotated[Interval, Field(description="Width / height. Usual: [0.3, 3.3333].")]
+
+
 class ViewSection(Section):
-    """The random view of an image that student and teacher see."""
+    """The random view of an image that student and teacher see: crop, flip, policy, erasing."""
 
     size_px: Annotated[int, Field(ge=28, description="Height and width of the view.")]
     crop: AnyCrop
     horizontal_flip: Annotated[Fraction, Field(description="Probability.")]
+    policy: Annotated[AnyPolicy | None, Field(description="Absent: colours and shapes stay as they are.")] = None
+    erasing: Annotated[ErasingSection | None, Field(description="Absent: nothing is erased.")] = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the view of an image differs from epoch to epoch. Whatever else is drawn at random belongs here."""
+        drawn = self.policy is not None or self.erasing is not None
+        return drawn or self.crop.kind != "center" or self.horizontal_flip not in (0.0, 1.0)
 
 
-class MixupSection(Section):
-    """Mixup (Zhang et al. 2018, arXiv 1710.09412) inside groups of consecutive samples."""
+class MixSection(Section):
+    """What mixup and CutMix share: both mix samples inside groups of consecutive ones."""
 
     alpha: Annotated[float, Field(gt=0.0, description="lambda ~ Beta(alpha, alpha).")]
     group_size: Annotated[
         int, Field(ge=2, description="Partners are drawn in groups of this size; it divides device_batch_size.")
     ]
+    probability: Annotated[
+        float | None, Field(gt=0.0, le=1.0, description="That a group is mixed in this way. Absent: every group is.")
+    ] = None
+
+
+class MixupSection(MixSection):
+    """Mixup (Zhang et al. 2018, arXiv 1710.09412): the weighted sum of two images."""
+
+
+class CutMixSection(MixSection):
+    """CutMix (Yun et al. 2019, arXiv 1905.04899): a box of one image, pasted over another."""
+
+
+def _or_none(number: float | None) -> str:
+    return "none" if number is None else f"{number:g}"
 
 
 class EvaluationSection(Section):
@@ -456,6 +506,7 @@ class Stage(Section):
     data: DataSection
     view: ViewSection
     mixup: MixupSection | None = None
+    cutmix: CutMixSection | None = None
     normalization: NormalizationSection
     evaluation: EvaluationSection
     teacher: TeacherSection | None = None
@@ -476,6 +527,12 @@ class Stage(Section):
     def labels(self) -> LabelsSection | None:
         """Where the teacher's answers are stored, if they are."""
         return self.teacher.labels if self.teacher is not None else None
+
+    @property
+    def mix_group_size(self) -> int:
+        """How many consecutive samples are mixed with each other; 1 without mixup and CutMix."""
+        section = self.mixup or self.cutmix
+        return section.group_size if section is not None else 1
 
     @property
     def waits_for_labels(self) -> bool:
@@ -501,13 +558,28 @@ class Stage(Section):
             raise ValueError(f"must divide global_batch_size {info.data['global_batch_size']}, received {value}")
         return value
 
-    @field_validator("mixup")
+    @field_validator("mixup", "cutmix")
     @classmethod
-    def _groups_fill_the_batch(cls, value: MixupSection | None, info: ValidationInfo) -> MixupSection | None:
+    def _groups_fill_the_batch(cls, value: MixSection | None, info: ValidationInfo) -> MixSection | None:
         if value is not None and info.data.get("device_batch_size", 0) % value.group_size:
             raise ValueError(
                 f"must have a group_size that divides device_batch_size {info.data['device_batch_size']}, "
                 f"received {value.group_size}"
+            )
+        return value
+
+    @field_validator("cutmix")
+    @classmethod
+    def _mixup_and_cutmix_share_groups(cls, value: CutMixSection | None, info: ValidationInfo) -> CutMixSection | None:
+        mixup = info.data.get("mixup")
+        if value is None or mixup is None:
+            return value
+        if value.group_size != mixup.group_size:
+            raise ValueError(f"must have the group_size of mixup, {mixup.group_size}, received {value.group_size}")
+        if value.probability is None or mixup.probability is None or value.probability + mixup.probability > 1:
+            raise ValueError(
+                "must have a probability, and so must mixup, together at most 1, for a group is mixed in one way; "
+                f"received {_or_none(value.probability)} and {_or_none(mixup.probability)}. Usual: 0.5 and 0.5"
             )
         return value
 
