@@ -99,7 +99,7 @@ class Journal:
     def undecodable(self, step: int, failure: Failure) -> None:
         """Names a file that was left out."""
         self._write("undecodable", step=step, file=failure.name, reason=failure.reason)
-        self.display.say(f"cannot decode {failure.name}: {failure.reason} (left out)")
+        self.display.say(f"left out {failure.name}: {failure.reason}")
 
     def first_views(self, images: np.ndarray) -> None:
         """Keeps a picture of the first views of the stage."""

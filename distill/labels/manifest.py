@@ -15,6 +15,26 @@ from distill.recipe import Recipe, Stage, TeacherModel
 from distill.weights.files import sha256_of
 
 MANIFEST = "labels.json"
+WITHOUT_PART = (
+    "name",
+    "epochs",
+    "global_batch_size",
+    "device_batch_size",
+    "data",
+    "normalization",
+    "evaluation",
+    "teacher",
+    "loss",
+    "optimizer",
+    "schedule",
+    "freeze",
+    "stage_lr_multipliers",
+    "ema_decay",
+    "amp",
+)
+"""Keys of a stage that change no answer, or stand in a store's key in another form. All others are part of it, those
+too that do not exist yet: forgetting one refuses a store that would fit, and never takes one that does not."""
+
 UNKNOWN = "unknown: the file of weights is not there"
 
 
@@ -77,8 +97,7 @@ def store_key(recipe: Recipe, number: int, images: Images) -> dict[str, Any]:
         "num_classes": recipe.num_classes,
         "top_classes": layout.kept,
         "images": {"count": len(images), **images.identity()},
-        "view": stage.view.model_dump(mode="json"),
-        "mixup": stage.mixup.model_dump(mode="json") if stage.mixup is not None else None,
+        **stage.model_dump(mode="json", exclude=set(WITHOUT_PART), exclude_none=True),
         "teachers": [_teacher_key(model, stage) for model in stage.teacher.models],
         "precision": stage.teacher.precision,
     }

@@ -89,11 +89,8 @@ class StoredTeacher:
 
 
 def describe_missing(store: LabelStore, slot: LabelSlot) -> str:
-    """Why a micro-batch has no usable answers, for an error."""
-    where = f"positions {slot.first}-{slot.end - 1} of view epoch {slot.view_epoch} in {store.folder}"
-    if slot.complete:
-        return (
-            f"the soft labels of {where} belong to other views: an image could be decoded then and cannot now, or the "
-            "other way round. Set teacher.labels.missing to 'compute', or delete the store and build it again"
-        )
-    return f"there are no soft labels for {where}: `distill labels build RECIPE` computes them"
+    """Which answers a micro-batch waits for, for an error."""
+    return (
+        f"there are no soft labels for positions {slot.first}-{slot.end - 1} of view epoch {slot.view_epoch} in "
+        f"{store.folder}: `distill labels build RECIPE` computes them"
+    )

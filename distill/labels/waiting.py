@@ -4,7 +4,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from distill.data.types import Batch, LabelSlot
+import numpy as np
+
+from distill.data.mix import keep_samples
+from distill.data.types import Batch, Failure, LabelSlot
 from distill.errors import RunError
 from distill.labels.builders import Builder
 from distill.labels.store import LabelStore
@@ -25,7 +28,7 @@ def arrived(
     stop: StopRequest,
     say: Callable[[str], None],
 ) -> Iterator[Batch]:
-    """Passes the batches of stage `number` on: with `missing: wait` each when its answers are stored.
+    """Passes the batches of stage `number` on; where others compute the teacher, each when its answers are stored.
 
     Args:
         batches: With slots.
@@ -37,7 +40,7 @@ def arrived(
         say: Told now and then what is waited for.
 
     Raises:
-        RunError: Nothing was added for too long, what was added is of other views, or a builder failed.
+        RunError: Nothing was added for too long, or a builder failed.
         Interrupted: A signal asked to stop.
     """
     if store is None or not recipe.stages[number].waits_for_labels:
@@ -48,7 +51,36 @@ def arrived(
             yield batch
         else:
             slot = _waited_for(batch.slot, store, builders, recipe.runtime.read_timeout_seconds, stop, say)
-            yield replace(batch, slot=slot)
+            yield with_usable(batch, slot)
+
+
+def with_usable(batch: Batch, slot: LabelSlot) -> Batch:
+    """The batch without the samples whose stored answers belong to other views; these are failures.
+
+    That is so where a file could be decoded when the answers were computed and cannot now, or the other way round:
+    with the file its whole mixup group is concerned, so that all partners of the samples that stay stay too.
+    """
+    if slot.usable.all():
+        return replace(batch, slot=slot)
+    kept = np.flatnonzero(slot.usable)
+    lost = slot.places[~slot.usable] + slot.first
+    reason = (
+        "its stored soft label is of another view: an image near it could be decoded then and cannot now, or now only"
+    )
+    failures = [Failure(f"position {place} of view epoch {slot.view_epoch}", reason) for place in lost.tolist()]
+    partner, lam = batch.partner, batch.lam
+    if partner is not None and lam is not None:
+        partner, lam = keep_samples(partner, lam, kept)
+    return replace(
+        batch,
+        images=batch.images[kept],
+        labels=batch.labels[kept],
+        indices=batch.indices[kept],
+        partner=partner,
+        lam=lam,
+        failures=(*batch.failures, *failures),
+        slot=replace(slot, places=slot.places[kept], rows=slot.rows[kept], usable=slot.usable[kept]),
+    )
 
 
 def _waited_for(
@@ -59,15 +91,14 @@ def _waited_for(
     stop: StopRequest,
     say: Callable[[str], None],
 ) -> LabelSlot:
+    """The slot once all its positions are stored."""
     stored, changed, said = -1, 0.0, -SAY_SECONDS
-    while not (slot := store.slot(slot.view_epoch, slot.first, slot.end, slot.places)).usable.all():
+    while not (slot := store.slot(slot.view_epoch, slot.first, slot.end, slot.places)).complete:
         now = time.monotonic()
         if stop.signal is not None:
             raise Interrupted(
                 "stopped while waiting for the teacher; --resume goes on from the last checkpoint", stop.signal
             )
-        if slot.complete:
-            raise RunError(describe_missing(store, slot))
         if (found := store.stored_in_all()) != stored:
             stored, changed = found, now
         if now - changed > timeout_seconds:

@@ -14,12 +14,13 @@ from distill.data.loader import TrainLoader
 from distill.data.sampler import epoch_order
 from distill.data.sources import open_sources
 from distill.errors import UserError
-from distill.labels.manifest import label_store
+from distill.labels.manifest import WITHOUT_PART, label_store, store_key
 from distill.labels.records import Status
 from distill.labels.store import DamagedShard
 from distill.learner import Learner
 from distill.metrics import read_metrics
 from distill.parallel import Device
+from distill.recipe import Stage
 from distill.recipe_file import load_recipe
 from distill.stages import run_recipe
 
@@ -233,8 +234,25 @@ def test_an_image_that_was_mended_gets_its_answer_from_the_teacher(folder_recipe
     broken.write_bytes(intact)
     mended = train(recipe, "mended")  # its partner's view is another one too
     assert mended == train(recipe, "anew", f"teacher.labels.folder={tmp_path / 'anew_store'}")
-    with pytest.raises(Exception, match=r"positions \d+-\d+ of view epoch 0 .* belong to other views"):
-        train(recipe, "waiting", "teacher.labels.missing=wait")
+
+
+def test_where_nobody_may_compute_it_its_group_is_left_out_and_named(folder_recipe, train, tmp_path):
+    recipe, broken, intact = folder_recipe
+    train(recipe, "before")
+    broken.write_bytes(intact)
+    train(recipe, "waiting", "teacher.labels.missing=wait")
+    entries = read_metrics(tmp_path / "waiting" / "metrics.jsonl")
+    left_out = [entry for entry in entries if entry["kind"] == "undecodable"]
+    place = int(np.flatnonzero(epoch_order(3, 0, 0, 40) == 7)[0]) // 2 * 2
+    assert [entry["file"] for entry in left_out] == [f"position {p} of view epoch 0" for p in (place, place + 1)]
+    assert "its stored soft label is of another view" in left_out[0]["reason"]
+    assert [entry["images"] for entry in entries if entry["kind"] == "train"][-1] == 38
+    broken.write_bytes(b"gone".ljust(len(intact), b"\0"))
+    other = tmp_path / "images" / f"{int(epoch_order(3, 0, 0, 40)[(place + 2) % 40]):02d}.png"
+    other.write_bytes(b"gone too".ljust(other.stat().st_size, b"\0"))
+    train(recipe, "fewer", "teacher.labels.missing=wait")
+    entries = read_metrics(tmp_path / "fewer" / "metrics.jsonl")
+    assert len([entry for entry in entries if entry["kind"] == "undecodable"]) == 3  # the two, and a partner
 
 
 # --- a store of something else ------------------------------------------------------------------
@@ -260,6 +278,14 @@ def test_a_store_of_something_else_is_refused_with_the_difference(taught, train,
         train(recipe, "other", override)
     assert "Name another folder with teacher.labels.folder" in str(error.value)
     assert str(error.value).count(" in the recipe") <= 3
+
+
+def test_every_setting_of_a_stage_that_may_matter_is_in_the_key(taught):
+    recipe = load_recipe(taught())
+    stated = set(recipe.stages[0].model_dump(exclude_none=True))
+    key = store_key(recipe, 0, open_sources(recipe.stages[0].data.sources, 10))
+    assert stated - set(key) == stated & set(WITHOUT_PART)
+    assert {"view", "mixup"} <= set(key) and set(WITHOUT_PART) <= set(Stage.model_fields)
 
 
 def test_other_weights_are_refused_and_absent_ones_said(taught, train, teacher_weights, tmp_path, capsys):
