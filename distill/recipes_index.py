@@ -1,7 +1,9 @@
 """The recipes of a folder: finding one by name, and the table of all."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,18 +43,22 @@ def recipes_folder() -> Path:
 
 
 def recipe_files(folder: Path) -> list[Path]:
-    """All recipes under a folder, sorted; those in a folder `mining` belong to `data-mining`.
+    """All recipes under a folder, sorted, ResNet18 before ResNet101; a folder `mining` belongs to `data-mining`.
 
     Raises:
         UserError: The folder is not there or holds none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    found = sorted(path for path in folder.rglob("*.yaml") if path.is_file())
+    found = sorted((path for path in folder.rglob("*.yaml") if path.is_file()), key=_numbers_by_size)
     files = [path for path in found if "mining" not in path.relative_to(folder).parts[:-1]]
     if not files:
         raise UserError(f"{folder} holds no recipe (*.yaml)")
     return files
+
+
+def _numbers_by_size(path: Path) -> list[tuple[str, int]]:
+    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", str(path))]
 
 
 def find_recipe(name: str, folder: Path | None = None) -> Path:
@@ -93,30 +99,33 @@ def read_entries(files: Iterable[Path]) -> list[Entry]:
 
 
 def print_table(entries: Sequence[Entry], console: "Console") -> None:
-    """Prints a row for each recipe: what is taught by what on which images, and the accuracies."""
+    """Prints a row for each recipe, by folder: what is taught by what on which images, and the accuracies."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("recipe", "teacher", "student", "data", "expected", "measured", "file"):
-        table.add_column(header, overflow="fold")
-    for entry in entries:
-        table.add_row(*_cells(entry))
-    console.print(table)
-    console.print("expected, measured: top-1 (%)", style="dim")
+    for folder, group in groupby(entries, key=lambda entry: entry.file.parent):
+        table = Table(title=f"{folder}/", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for header in ("recipe", "teacher", "student", "data"):
+            table.add_column(header, overflow="fold", header_style="dim")
+        for header in ("expected", "measured"):
+            table.add_column(header, overflow="fold", header_style="dim", justify="right")
+        for entry in group:
+            table.add_row(*_cells(entry))
+        console.print(table)
+        console.print()
+    console.print("expected, measured: top-1 (%); -: not stated, not yet run", style="dim")
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     recipe = entry.recipe
     if recipe is None:
-        return entry.file.stem, "not valid:", f"distill validate {entry.file}", "", "", "", str(entry.file)
+        return entry.file.stem, "not valid:", f"distill validate {entry.file}"
     return (
         recipe.name,
         teachers(recipe),
         recipe.model.name if recipe.model.width == 1 else f"{recipe.model.name} x{recipe.model.width:g}",
         data(recipe),
-        _top1(recipe.expected, "-"),
-        _top1(recipe.measured, "not yet run"),
-        str(entry.file),
+        _top1(recipe.expected),
+        _top1(recipe.measured),
     )
 
 
@@ -127,9 +136,9 @@ def teachers(recipe: "Recipe") -> str:
 
 
 def data(recipe: "Recipe") -> str:
-    """The training images' files or folders, each by its last two parts."""
+    """The training images' files or folders, each by its last two parts, a line each."""
     sources = [source for stage in recipe.stages for source in stage.data.sources]
-    return ", ".join(dict.fromkeys("/".join(_where(source).parts[-2:]) for source in sources))
+    return "\n".join(dict.fromkeys("/".join(_where(source).parts[-2:]) for source in sources))
 
 
 def _where(source: "AnySource") -> Path:
@@ -142,5 +151,5 @@ def _where(source: "AnySource") -> Path:
             return Path(source.images)
 
 
-def _top1(result: "Result | None", absent: str) -> str:
-    return f"{result.top1:.1%}".rstrip("%") if result else absent
+def _top1(result: "Result | None") -> str:
+    return f"{result.top1:.1%}".rstrip("%") if result else "-"

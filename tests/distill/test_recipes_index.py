@@ -8,6 +8,7 @@ from distill.errors import UserError
 from distill.recipes_index import find_recipe, print_table, read_entries, recipe_files, recipes_folder
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
+MEASURED = "measured: {top1: 0.876, source: a test}\n"
 
 
 @pytest.fixture
@@ -62,16 +63,21 @@ def test_the_folder_here_comes_before_the_checkouts(tmp_path, monkeypatch):
     assert recipes_folder() == Path("recipes")
 
 
+def test_recipes_are_sorted_by_the_size_of_their_numbers(tmp_path):
+    names = ["ResNet18", "ResNet18_vd", "ResNet50", "ResNet101"]
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text("seed: x\n")
+    assert [file.stem for file in recipe_files(tmp_path)] == names
+
+
 def test_the_table_says_what_is_known_and_what_is_not(folder):
-    (folder / "measured.yaml").write_text(EXAMPLE + "measured: {top1: 0.876, source: a test}\n")
+    (folder / "measured.yaml").write_text(EXAMPLE.replace("name: example", "name: done", 1) + MEASURED)
     console = Console(width=300, record=True, file=io.StringIO())
     print_table(read_entries(recipe_files(folder)), console)
-    lines = console.export_text().splitlines()
-    assert lines[0].split() == ["recipe", "teacher", "student", "data", "expected", "measured", "file"]
-    [row] = [line for line in lines if "small.yaml" in line]
-    assert " ".join(row.split()).startswith("example ResNet34 ResNet18 x0.25 train-images 85.0 not yet run ")
-    [row] = [line for line in lines if "measured.yaml" in line]
-    assert " 85.0 " in row
-    assert " 87.6 " in row
-    [row] = [line for line in lines if "broken" in line]
-    assert "distill validate" in row
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    header = "recipe teacher student data expected measured"
+    assert lines[:3] == [f"{folder}/a/", header, "example ResNet34 ResNet18 x0.25 train-images 85.0 -"]
+    assert lines[4:6] == [f"{folder}/", header]
+    assert "done ResNet34 ResNet18 x0.25 train-images 85.0 87.6" in lines
+    [row] = [line for line in lines if line.startswith("broken")]
+    assert f"distill validate {folder}/broken.yaml" in row
