@@ -9,7 +9,7 @@ up and checked in the memory map, expanded to log-probabilities. The live teache
 bfloat16, and as plain eager Paddle. The aims: a stored step at most 1.05 times a supervised one, and the step with a
 live eager teacher at least 3 times a stored one.
 
-With the defaults each round takes about a minute on two cores, and the process some 8 GB; --px 112 makes it a quarter.
+Estimated with the defaults: half a minute a round on two cores, and 8 GB; --px 112 makes the time a quarter.
 With --torch-python PyTorch takes part, with labels and with a live teacher; under bfloat16 autocast the student too.
 """
 
