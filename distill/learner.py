@@ -18,7 +18,7 @@ from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import build_model
-from distill.normalization import mix_images, normalize, to_unit_range
+from distill.normalization import normalize, seen_images
 from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
 from distill.recipe import Recipe
@@ -86,7 +86,7 @@ class Learner:
             return {}
         self.student.train_mode()
         data_format = self.model_section.data_format
-        images = mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
+        images = seen_images(batch)
         with paddle.amp.auto_cast(enable=self.amp != "O0", level=self.amp if self.amp != "O0" else "O1"):
             answers = self._answers(batch, images)
             inputs = normalize(images, self.stage.normalization, data_format)

@@ -4,6 +4,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from distill.data.types import Batch
 from distill.recipe import NormalizationSection
 
 # Broadcasting on a CPU takes 7-14 times as long where the smaller operand comes first or has leading ones in its shape
@@ -13,6 +14,11 @@ from distill.recipe import NormalizationSection
 def to_unit_range(images: np.ndarray) -> Tensor:
     """Copies uint8 images [N, ...] to the device, as bytes, and divides by 255: float32 in [0, 1]."""
     return paddle.to_tensor(images).astype("float32") / 255.0
+
+
+def seen_images(batch: Batch) -> Tensor:
+    """What teacher and student see of a batch: mixed, not normalised; float32 of its images' shape, in [0, 1]."""
+    return mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
 
 
 def mix_images(images: Tensor, partner: np.ndarray | None, lam: np.ndarray | None) -> Tensor:

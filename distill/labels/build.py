@@ -30,7 +30,7 @@ from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
-from distill.normalization import mix_images, to_unit_range
+from distill.normalization import seen_images
 from distill.parallel import Device
 from distill.recipe import Recipe, Stage
 from distill.teacher import open_teacher
@@ -162,7 +162,7 @@ def _store_answers(batch: Batch, teacher: StoredTeacher) -> None:
     if batch.slot is None:
         raise ValueError("the batch has no slot: its loader knows no soft-label store")
     if len(batch.labels):
-        teacher.fill(mix_images(to_unit_range(batch.images), batch.partner, batch.lam), batch.slot)
+        teacher.fill(seen_images(batch), batch.slot)
     else:
         teacher.note_undecodable(batch.slot)
 

@@ -68,7 +68,7 @@ def label_store(recipe: Recipe, number: int, images: Images, *, create: bool) ->
         folder=folder,
         layout=Layout(recipe.num_classes, stage.labels.top_classes),
         positions=len(images),
-        group_size=stage.mixup.group_size if stage.mixup is not None else 1,
+        group_size=stage.mix_group_size,
         teachers=tuple((teacher["name"], teacher["weights_sha256"]) for teacher in kept["key"]["teachers"]),
         **kept["sizes"],
     )
@@ -123,7 +123,7 @@ def _teacher_key(model: TeacherModel, stage: Stage) -> dict[str, Any]:
 
 
 def _new_sizes(stage: Stage) -> dict[str, int]:
-    group = stage.mixup.group_size if stage.mixup is not None else 1
+    group = stage.mix_group_size
     return {"block_positions": -(-sizes.BLOCK_POSITIONS // group) * group, "shard_blocks": sizes.SHARD_BLOCKS}
 
 

@@ -76,7 +76,7 @@ class LabelStore:
         folder: Its own folder; made where something is added.
         layout: Of a record.
         positions: Samples in an epoch.
-        group_size: Consecutive positions whose images are mixed with each other; 1 without mixup.
+        group_size: Consecutive positions whose images are mixed with each other; 1 where none are.
         block_positions: What one builder works on at a time: a multiple of group_size.
         shard_blocks: Blocks in a shard.
         teachers: Name and weights' SHA-256 of each network whose answers these are.

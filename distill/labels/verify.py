@@ -18,7 +18,7 @@ from distill.labels.manifest import label_store
 from distill.labels.records import Layout, Rows, encode, expand, log_softmax
 from distill.labels.store import DamagedShard, LabelStore
 from distill.labels.teacher import StoredTeacher
-from distill.normalization import mix_images, to_unit_range
+from distill.normalization import seen_images
 from distill.parallel import Device
 from distill.recipe import Recipe
 from distill.teacher import open_teacher, uses_predictor
@@ -171,7 +171,7 @@ def _compare(batch: Batch, teacher: StoredTeacher, tolerance: float, result: Ver
     slot, layout = batch.slot, teacher.store.layout
     if slot is None or not len(batch.labels):
         return
-    logits = teacher.logits(mix_images(to_unit_range(batch.images), batch.partner, batch.lam))
+    logits = teacher.logits(seen_images(batch))
     if result.exactly:
         same = (encode(logits, layout)[:, 2:] == slot.rows[:, 2:]).all(axis=1)
     else:
