@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 
-from distill.data.augment import evaluation_view, random_area_box, train_view
+from distill.data.augment import evaluation_view, train_view
+from distill.data.boxes import random_area_box
+from distill.data.erasing import erase
+from distill.data.policies import apply_policy
 from distill.errors import UserError
 from distill.recipe import ViewSection
 
@@ -20,67 +22,6 @@ def view_of(crop, size_px=32, horizontal_flip=0.0):
 
 def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-@given(
-    st.integers(0, 2**32),
-    st.integers(1, 3000),
-    st.integers(1, 3000),
-    st.tuples(st.floats(1e-6, 1), st.floats(1e-6, 1)).map(sorted),
-    st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)).map(sorted),
-    st.sampled_from(["published", "usual"]),
-)
-def test_a_box_lies_inside_the_image(seed, height, width, scale, ratio, sampling):
-    box = random_area_box(np.random.default_rng(seed), height, width, scale, ratio, sampling)
-    assert box.width >= 1 and box.height >= 1
-    assert 0 <= box.left <= width - box.width and 0 <= box.top <= height - box.height
-
-
-def boxes(sampling, height, width, count=4000):
-    random = np.random.default_rng(3)
-    return np.array([random_area_box(random, height, width, SCALE, RATIO, sampling) for _ in range(count)])
-
-
-def test_published_boxes_are_those_of_the_published_code():
-    # Written down from the published description, with its own generator: same distribution of sides and places.
-    random = np.random.default_rng(11)
-
-    def published(img_h, img_w):
-        aspect = math.sqrt(random.uniform(*RATIO))
-        w, h = aspect, 1 / aspect
-        bound = min((img_w / img_h) / w**2, (img_h / img_w) / h**2)
-        area = img_w * img_h * random.uniform(min(SCALE[0], bound), min(SCALE[1], bound))
-        w, h = int(math.sqrt(area) * w), int(math.sqrt(area) * h)
-        return random.integers(0, img_w - w + 1), random.integers(0, img_h - h + 1), w, h
-
-    expected = np.array([published(375, 500) for _ in range(4000)])
-    received = boxes("published", 375, 500)
-    for column in range(4):
-        assert stats.ks_2samp(expected[:, column], received[:, column]).pvalue > 0.001
-
-
-def test_published_ratio_is_uniform_and_the_usual_one_log_uniform():
-    for sampling, transform in (("published", float), ("usual", math.log)):
-        # Small areas always fit, so that the ratio is as drawn
-        random = np.random.default_rng(5)
-        drawn = [random_area_box(random, 4000, 4000, (0.1, 0.3), RATIO, sampling) for _ in range(4000)]
-        ratios = [transform(box.width / box.height) for box in drawn]
-        low, high = map(transform, RATIO)
-        assert stats.kstest(ratios, stats.uniform(low, high - low).cdf).pvalue > 0.001
-
-
-def test_published_boxes_never_exceed_the_area_that_fits():
-    received = boxes("published", 100, 1000)
-    share = received[:, 2] * received[:, 3] / 1e5
-    # a box of ratio 4/3 in a strip of 100 px has at most 133 x 100 px, one of ratio 3/4 only 75 x 100
-    assert share.min() > 0.07 and share.max() <= 0.134
-
-
-def test_usual_boxes_fall_back_to_the_centre():
-    box = random_area_box(np.random.default_rng(0), 10, 1000, (0.9, 1.0), RATIO, "usual")
-    assert box == ((1000 - 13) // 2, 0, 13, 10)
-    box = random_area_box(np.random.default_rng(0), 1000, 10, (0.9, 1.0), RATIO, "usual")
-    assert box == (0, (1000 - 13) // 2, 10, 13)
 
 
 def test_random_area_view_is_the_resized_box():
@@ -119,6 +60,44 @@ def test_padded_view_moves_the_image_over_zeros():
 def test_an_image_that_is_too_small_for_a_padded_crop():
     with pytest.raises(UserError, match=r"has 20 x 30 px; even with view\.crop\.padding_px 2 .* view\.size_px 32"):
         train_view(noise(30, 20), view_of({"kind": "padded", "padding_px": 2}), np.random.default_rng(0))
+
+
+def test_policy_and_erasing_come_after_crop_and_flip():
+    """And they leave crop and flip as they are without them."""
+    image = noise(60, 90)
+    crop = {"kind": "random_area", "scale": SCALE, "ratio": RATIO, "sampling": "published"}
+    plain = {"size_px": 32, "crop": crop, "horizontal_flip": 0.5}
+    changed = plain | {
+        "policy": {"kind": "randaugment", "operations": 2, "magnitude": 9},
+        "erasing": {"probability": 0.7, "area": [0.1, 0.3], "aspect": [0.5, 2.0]},
+    }
+    view = ViewSection.model_validate(changed)
+    differing = 0
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        expected = train_view(image, ViewSection.model_validate(plain), random)  # leaves `random` behind the flip
+        expected = erase(apply_policy(expected, view.policy, random), view.erasing, random)
+        received = train_view(image, view, np.random.default_rng(seed))
+        np.testing.assert_array_equal(received, expected, strict=True)
+        differing += not np.array_equal(received, train_view(image, view_of(crop), np.random.default_rng(seed)))
+    assert differing > 25
+
+
+def test_an_image_in_memory_is_never_changed():
+    image = noise(32, 32)
+    before = image.copy()
+    view = ViewSection.model_validate(
+        {
+            "size_px": 32,
+            "crop": {"kind": "center", "resize_short_px": 32},  # takes the image as it is
+            "horizontal_flip": 0.0,
+            "policy": {"kind": "randaugment", "operations": 1, "magnitude": 9},
+            "erasing": {"probability": 1.0, "area": [0.2, 0.4], "aspect": [0.5, 2.0]},
+        }
+    )
+    for seed in range(40):
+        train_view(image, view, np.random.default_rng(seed))
+        np.testing.assert_array_equal(image, before)
 
 
 def test_flip_probability():
