@@ -73,6 +73,10 @@ DeviceOption = Annotated[
 ]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+RecordsOption = Annotated[
+    Path, typer.Option("--records", metavar="FILE", help="Where measured accuracies are kept, a JSON object a line.")
+]
+DEFAULT_RECORDS = Path("runs/measured.jsonl")
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", help="Where the recipes are. Default: ./recipes, else the checkout's.")
 ]
@@ -187,14 +191,35 @@ def schema(
 
 
 @app.command()
-def zoo(debug: DebugOption = False) -> None:
+def zoo(
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="FOLDER", help="Draw accuracy against FLOPs, parameters and latency there."),
+    ] = None,
+    records: RecordsOption = DEFAULT_RECORDS,
+    debug: DebugOption = False,
+) -> None:
     """Print the networks of the series.
 
-    Published accuracy, FLOPs and parameters beside what we count ourselves.
+    Published accuracy, FLOPs and parameters beside what we count ourselves; then what `distill evaluate --record`
+    measured here. The figures (PNG and SVG) show what is published; stars in them are what was measured here on
+    ImageNet-1k's whole validation set.
+
+    \b
+    Examples:
+      distill zoo
+      distill zoo --figures runs/figures
     """
+    from distill.benchmark.measurements import read_measurements
     from distill.benchmark.zoo import zoo_table
 
-    zoo_table(_console())
+    measured = read_measurements(records)
+    zoo_table(_console(), measured)
+    if figures is not None:
+        from distill.benchmark.figures import draw_figures
+
+        for path in draw_figures(figures, measured):
+            typer.echo(f"wrote {path}", err=True)
 
 
 @benchmark_app.command("data")
@@ -299,6 +324,10 @@ def evaluate(
         ),
     ] = None,
     overrides: SetOption = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the result, with all that says what it means, for `distill zoo`.")
+    ] = False,
+    records: RecordsOption = DEFAULT_RECORDS,
     device: DeviceOption = DeviceName.AUTO,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -310,6 +339,7 @@ def evaluate(
     \b
     Examples:
       distill evaluate runs/distilled
+      distill evaluate runs/distilled --record
       distill evaluate distilled --weights runs/seed2/student.safetensors --json
     """
     run = Path(recipe_or_run)
@@ -327,6 +357,13 @@ def evaluate(
     from distill.evaluate import evaluate_weights
 
     result = evaluate_weights(loaded, weights, device=device.value)
+    if record:
+        from distill.benchmark import measurements
+        from distill.parallel import setup_process
+
+        found = measurements.measurement(loaded, weights, result, setup_process(device.value))
+        measurements.record(records, found)
+        typer.echo(f"recorded in {records}", err=True)
     if as_json:
         typer.echo(json.dumps(result.as_dict()))
         return

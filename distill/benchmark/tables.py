@@ -1,4 +1,4 @@
-"""The published accuracy table and the rule that tells where its figures cannot be right."""
+"""The published tables of accuracy and latency, and the rule that tells where its figures cannot be right."""
 
 import csv
 from dataclasses import dataclass
@@ -44,6 +44,15 @@ class PublishedModel:
 
 
 @dataclass(frozen=True)
+class PublishedLatency:
+    """Milliseconds that a batch takes on an NVIDIA T4, by precision and batch size; the key is ("fp16", 4)."""
+
+    model: str
+    crop_px: int
+    milliseconds: dict[tuple[str, int], float]
+
+
+@dataclass(frozen=True)
 class Counted:
     """Our own figures of a published row, from shapes.
 
@@ -66,10 +75,51 @@ def published_models() -> list[PublishedModel]:
     return [_published(row) for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())]
 
 
+def published_latencies() -> list[PublishedLatency]:
+    """The published latency on a T4, in its order.
+
+    Source: PaddleClas, "ResNet and ResNet_vd series", section 4. A row of it that occurs twice stands here once.
+    """
+    table = resources.files("distill.benchmark").joinpath("published/latency_t4.csv")
+    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
+    batches = [(precision, batch) for precision in ("fp16", "fp32") for batch in (1, 4, 8)]
+    return [
+        PublishedLatency(
+            row["model"],
+            int(row["crop_px"]),
+            {(precision, batch): float(row[f"{precision}_bs{batch}_ms"]) for precision, batch in batches},
+        )
+        for row in rows
+    ]
+
+
+def latency_ms(network: str, crop_px: int, precision: str, batch: int) -> float | None:
+    """The published latency of a network of the series, whatever its weights; None where there is none.
+
+    Args:
+        network: A name in `SPECS`.
+        crop_px: Height and width of the images.
+        precision: "fp16" or "fp32".
+        batch: 1, 4 or 8 images.
+    """
+    networks = {row.model: row.network for row in published_models()}
+    for row in published_latencies():
+        if (networks[row.model], row.crop_px) == (network, crop_px):
+            return row.milliseconds[precision, batch]
+    return None
+
+
 def count(row: PublishedModel) -> Counted:
     """Counts a published row's network at its crop."""
-    plan = plan_network(SPECS[row.network])
-    return Counted(multiply_accumulates(plan, row.crop_px) / 1e9, parameters(plan) / 1e6)
+    return count_network(row.network, row.crop_px)
+
+
+def count_network(
+    network: str, crop_px: int, num_classes: int = 1000, *, width: float = 1.0, stem_stride: int = 4
+) -> Counted:
+    """Counts a network at a crop; the other arguments as `plan_network` takes them."""
+    plan = plan_network(SPECS[network], num_classes, width=width, stem_stride=stem_stride)
+    return Counted(multiply_accumulates(plan, crop_px) / 1e9, parameters(plan) / 1e6)
 
 
 def flops_doubt(row: PublishedModel, counted: Counted) -> str | None:

@@ -103,10 +103,19 @@ def test_the_schema_is_written(run_cli, tmp_path):
     assert "cannot write" in errors
 
 
-def test_the_zoo_is_printed(run_cli):
-    status, output, _ = run_cli("zoo")
+def test_the_zoo_is_printed_and_drawn(run_cli, tmp_path):
+    records = tmp_path / "absent.jsonl"
+    status, output, _ = run_cli("zoo", "--records", records)
     assert status == 0
-    assert "ResNet50_vd" in output
+    assert "ResNet50_vd" in output and "Nothing measured here yet" in output
+    status, _, errors = run_cli("zoo", "--records", records, "--figures", tmp_path / "figures")
+    assert status == 0
+    assert f"wrote {tmp_path / 'figures' / 'accuracy_flops.svg'}" in errors
+    assert len(list((tmp_path / "figures").iterdir())) == 8
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    status, _, errors = run_cli("zoo", "--records", tmp_path / "broken.jsonl")
+    assert status == 2
+    assert "broken.jsonl, line 1: not a measurement" in errors
 
 
 @pytest.mark.parametrize(
@@ -172,6 +181,10 @@ def test_a_recipe_is_trained_evaluated_resumed_and_used(run_cli, digits, tmp_pat
     measured = json.loads(output)
     assert measured["top1"] == json.loads((run / "result.json").read_text())["train"]["evaluation"]["top1"]
     assert f"top-1 {measured['top1']:.2%}" in run_cli("evaluate", recipe, "--weights", run / "student.safetensors")[1]
+    records = tmp_path / "measured.jsonl"
+    assert "recorded in" in run_cli("evaluate", run, "--record", "--records", records, "--device", "cpu")[2]
+    rows = [line.split()[:3] for line in run_cli("zoo", "--records", records)[1].splitlines()]
+    assert ["run", "28", f"{100 * measured['top1']:.2f}"] in rows
 
     assert run_cli("train", recipe, "--output", run)[0] == 2
     status, _, errors = run_cli("train", recipe, "--output", run, "--resume", "--set", "seed=99", "--set", "epochs=1")

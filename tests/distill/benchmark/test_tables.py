@@ -2,7 +2,16 @@ from dataclasses import replace
 
 import pytest
 
-from distill.benchmark.tables import Counted, PublishedModel, count, flops_doubt, params_doubt, published_models
+from distill.benchmark.tables import (
+    Counted,
+    PublishedModel,
+    count,
+    flops_doubt,
+    latency_ms,
+    params_doubt,
+    published_latencies,
+    published_models,
+)
 from distill.models.specs import SPECS
 
 ROWS = published_models()
@@ -70,3 +79,26 @@ def test_the_rule_for_parameters(params_m: float, right: bool) -> None:
     doubt = params_doubt(replace(ROWS[0], params_m=params_m), Counted(macs_g=4.0, params_m=1.004))
     assert (doubt is None) == right
     assert right or doubt == f"published {params_m:.2f} M parameters, its layers have 1.00 M"
+
+
+def test_latencies_are_those_of_the_published_table() -> None:
+    rows = published_latencies()
+    assert len(rows) == 17
+    assert {row.model for row in rows} == {row.model for row in SERIES} - {"ResNet34_vd_ssld"}
+    found = {row.model: row for row in rows}["ResNet200_vd"]
+    assert found.crop_px == 224
+    assert found.milliseconds == {
+        ("fp16", 1): 9.36026,
+        ("fp16", 4): 13.5474,
+        ("fp16", 8): 19.0725,
+        ("fp32", 1): 10.80619,
+        ("fp32", 4): 25.01731,
+        ("fp32", 8): 48.81399,
+    }
+
+
+def test_a_latency_is_the_networks_whatever_its_weights() -> None:
+    assert latency_ms("ResNet34_vd", 224, "fp32", 4) == 6.22257
+    assert latency_ms("ResNet50_vd", 320, "fp16", 8) == 13.19370
+    assert latency_ms("ResNet50_vd", 288, "fp16", 8) is None
+    assert latency_ms("ResNeXt101_32x8d_wsl", 224, "fp16", 8) is None
