@@ -14,6 +14,7 @@ from distill.data.types import Batch, Failure
 from distill.display import Display
 from distill.engine import Engine, EngineKind, open_engine
 from distill.errors import RunError
+from distill.features import FeatureFolder
 from distill.metrics import topk_hits
 from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
@@ -43,14 +44,20 @@ class Evaluation:
         return asdict(self)
 
 
-def open_evaluation(stage: Stage, recipe: Recipe) -> EvaluationLoader:
-    """The evaluation images of a stage.
+def open_evaluation(stage: Stage, recipe: Recipe, features: FeatureFolder | None = None) -> EvaluationLoader:
+    """The evaluation images of a stage, with the features that `features` has of them.
 
     Raises:
         UserError: A source is empty or missing, or an image has no label.
     """
     source = open_sources(stage.evaluation.sources, recipe.num_classes)
-    return EvaluationLoader(source, stage.evaluation, recipe.runtime, data_format=recipe.model.data_format)
+    return EvaluationLoader(
+        source,
+        stage.evaluation,
+        recipe.runtime,
+        data_format=recipe.model.data_format,
+        features=features.evaluation(source, stage.evaluation) if features is not None else None,
+    )
 
 
 def measure(
@@ -68,18 +75,18 @@ def measure(
     """
     model.eval()
 
-    def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def logits(batch: Batch) -> NDArray[np.float32]:
         with paddle.no_grad():
-            answer = model(normalize(to_unit_range(images), normalization, data_format))
+            answer = model(normalize(to_unit_range(batch.images), normalization, data_format))
         return np.asarray(answer.astype("float32").numpy())
 
     return count_hits(logits, loader, section)
 
 
 def count_hits(
-    logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]], loader: Iterable[Batch], section: EvaluationSection
+    logits: Callable[[Batch], NDArray[np.float32]], loader: Iterable[Batch], section: EvaluationSection
 ) -> Evaluation:
-    """Asks `logits` (uint8 images, not normalised, to float32 [N, C]) about every batch of `loader`.
+    """Asks `logits`, float32 [N, C] of a batch of N images, about every batch of `loader`.
 
     Raises:
         RunError: As `measure`.
@@ -90,7 +97,7 @@ def count_hits(
         failures.extend(batch.failures)
         if len(batch.labels) == 0:
             continue
-        answer = logits(batch.images)
+        answer = logits(batch)
         top1 += topk_hits(answer, batch.labels, 1)
         top5 += topk_hits(answer, batch.labels, 5)
         images += len(batch.labels)
@@ -118,7 +125,7 @@ def evaluate_weights(recipe: Recipe, weights: Path, *, device: DeviceKind = "aut
     loader = open_evaluation(stage, recipe)
     with Display("evaluate", len(loader), unit="batch") as display:
         engine = _open_student_engine(model, stage, chosen, display)
-        return count_hits(lambda images: engine(images)["logits"], _shown(loader, display), stage.evaluation)
+        return count_hits(lambda batch: engine(batch.images)["logits"], _shown(loader, display), stage.evaluation)
 
 
 def _open_student_engine(model: paddle.nn.Layer, stage: Stage, device: Device, display: Display) -> Engine:

@@ -11,19 +11,20 @@ import paddle
 
 from distill.checkpoint import Checkpoint
 from distill.data.types import Batch
-from distill.errors import RunError
-from distill.evaluate import Evaluation, measure
+from distill.errors import RunError, UserError
+from distill.evaluate import Evaluation, count_hits, measure
 from distill.labels.inventory import take_inventory
 from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import build_model
-from distill.normalization import normalize, seen_images
+from distill.normalization import normalize, seen_images, to_unit_range
 from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
 from distill.recipe import Recipe
 from distill.student import Student
 from distill.teacher import Teacher, open_teacher
+from distill.trunk import Trunk
 from distill.weights import load_into
 
 
@@ -48,6 +49,9 @@ class Learner:
         # Paddle's mixed precision has no CPU kernels.
         self.amp = stage.amp if device.kind == "gpu" else "O0"
         self.student = Student(model, freeze=stage.freeze, ema_decay=stage.ema_decay)
+        check_freezing(recipe, number, self.student, self.amp)
+        self._device = device
+        self.trunk: Trunk | None = None
         terms = {name: term.model_dump() for name, term in stage.loss.terms.items()}
         # The live networks: none where there is no teacher, or the store has all its answers.
         self.teacher: Teacher | None = None
@@ -74,6 +78,13 @@ class Learner:
         self.optimizer = build_optimizer(self.parameters, stage.optimizer, multi_precision=self.amp == "O2")
         self.scaler = paddle.amp.GradScaler(enable=self.amp != "O0")
 
+    def open_trunk(self) -> None:
+        """Where the classifier alone is trained, computes what is below it fast; call it when the weights are there."""
+        if self.student.trains_classifier_only:
+            self.trunk = Trunk(
+                self.student.model, self.stage.normalization, self._device, self.stage.view.size_px, amp=self.amp
+            )
+
     def accumulate(self, batch: Batch) -> dict[str, paddle.Tensor]:
         """Adds the gradient of a micro-batch, weighted by its share of the global batch.
 
@@ -85,17 +96,22 @@ class Learner:
                 self.labels.note_undecodable(batch.slot)
             return {}
         self.student.train_mode()
-        data_format = self.model_section.data_format
         images = seen_images(batch)
         with paddle.amp.auto_cast(enable=self.amp != "O0", level=self.amp if self.amp != "O0" else "O1"):
             answers = self._answers(batch, images)
-            inputs = normalize(images, self.stage.normalization, data_format)
-            outputs = self.student.outputs(inputs, self.loss.student_taps)
+            outputs = self._outputs(batch, images)
         terms = self.loss(outputs, answers, Targets.of_batch(batch.labels, batch.partner, batch.lam))
         share = len(batch.labels) / batch.global_count
         total = self.loss.total(terms) * share
         self.scaler.scale(total).backward()
         return {name: term.detach() * share for name, term in terms.items()} | {"loss": total.detach()}
+
+    def _outputs(self, batch: Batch, images: paddle.Tensor) -> dict[str, paddle.Tensor]:
+        """The student's logits, and the taps that the loss compares."""
+        if self.trunk is not None:
+            return self.student.classify(self.trunk.of_batch(batch, images))
+        inputs = normalize(images, self.stage.normalization, self.model_section.data_format)
+        return self.student.outputs(inputs, self.loss.student_taps)
 
     def _answers(self, batch: Batch, images: paddle.Tensor) -> dict[str, paddle.Tensor] | None:
         """The teacher's answers, live or from the store; None without a teacher."""
@@ -118,6 +134,8 @@ class Learner:
         """Measures the student: its moving average where there is one, unless the `plain` one is wanted."""
         average = self.student.with_ema_weights() if self.stage.ema_decay is not None and not plain else nullcontext()
         with average:
+            if self.trunk is not None:
+                return count_hits(self._logits, loader, self.stage.evaluation)
             return measure(
                 self.student.model,
                 loader,
@@ -125,6 +143,12 @@ class Learner:
                 normalization=self.stage.normalization,
                 data_format=self.model_section.data_format,
             )
+
+    def _logits(self, batch: Batch) -> np.ndarray:
+        """Of a batch of the evaluation, where there is a trunk: float32 [N, C]."""
+        with paddle.no_grad():
+            outputs = self._outputs(batch, to_unit_range(batch.images))
+        return np.asarray(outputs["logits"].astype("float32").numpy())
 
     def teacher_identity(self) -> list[tuple[str, str]] | None:
         """Name and SHA-256 of the weights of each teacher whose answers are learnt."""
@@ -162,6 +186,36 @@ class Learner:
     def scaler_state(self) -> dict[str, Any]:
         """The loss scaler's state, as JSON can hold it; empty on a CPU."""
         return {name: np.asarray(value).tolist() for name, value in self.scaler.state_dict().items()}
+
+
+def check_freezing(recipe: Recipe, number: int, student: Student, amp: str) -> None:
+    """Refuses what does not go with what is frozen.
+
+    Raises:
+        UserError: The classifier alone is trained, and the loss compares features below it or `amp` is "O2"; or it is
+            not, and statistics are to be estimated anew.
+    """
+    stage = recipe.stages[number]
+    where = f"stages.{stage.name}"
+    if not student.trains_classifier_only:
+        if stage.recalibrate_bn is not None:
+            trained = student.parameters_to_train()[0][0]
+            raise UserError(
+                f"{where}.recalibrate_bn needs all but the classifier frozen, but {trained} is trained. Freeze it too, "
+                "or remove recalibrate_bn"
+            )
+        return
+    if stage.loss.feature_mse is not None:
+        raise UserError(
+            f"{where}.loss.feature_mse compares the student's {stage.loss.feature_mse.student_layer!r}, but freeze "
+            "leaves the classifier alone to train, and no gradient of this term reaches it. Remove the term, or freeze "
+            "less"
+        )
+    if amp == "O2":
+        raise UserError(
+            f"{where}.amp: 'O2' would round the frozen weights to float16, and they must not change. Use 'O1' where "
+            "freeze leaves the classifier alone to train"
+        )
 
 
 def set_state(layer: paddle.nn.Layer, arrays: dict[str, np.ndarray]) -> None:

@@ -114,7 +114,7 @@ class LabelsSection(Section):
     ] = 10
     views: Annotated[
         int | None,
-        Field(ge=1, description="Epoch e repeats the order, crops, flips and mixup of epoch e mod views."),
+        Field(ge=1, description="Epoch e repeats the order, the views and what is mixed of epoch e mod views."),
     ] = None
     missing: Annotated[
         Literal["compute", "wait"],
@@ -466,6 +466,14 @@ AnySchedule = Annotated[
 ]
 
 
+class RecalibrationSection(Section):
+    """Batch normalisation at the stage's own size: objects look larger or smaller than in the training before."""
+
+    images: Annotated[
+        int, Field(ge=1, description="Training images whose mean and variance become the stored ones; at most all.")
+    ]
+
+
 class RuntimeSection(Section):
     """Operational settings: they change speed and safety, never the result.
 
@@ -489,6 +497,20 @@ class RuntimeSection(Section):
     checkpoint_every_minutes: Annotated[float, Field(gt=0.0)] = 15.0
     checkpoint_every_steps: Annotated[int | None, Field(ge=1)] = None
     keep_checkpoints: Annotated[int, Field(ge=2, description="A damaged last one falls back to the one before.")] = 2
+    reuse_features: Annotated[
+        bool,
+        Field(
+            description="Where the classifier alone is trained and views do not change, the features below it are "
+            "computed in the first epoch, kept on the disk (8 kB an image with 2048 channels), and read afterwards."
+        ),
+    ] = True
+    features_folder: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Keeps these features, for other runs too; absent: in the run's folder, while it trains.",
+        ),
+    ] = None
 
 
 # --- the recipe -------------------------------------------------------------------------------
@@ -516,6 +538,10 @@ class Stage(Section):
     freeze: Annotated[
         tuple[str, ...], Field(description="Glob patterns of parameter names; frozen BN layers keep their statistics.")
     ] = ()
+    recalibrate_bn: Annotated[
+        RecalibrationSection | None,
+        Field(description="Estimate the statistics of the frozen BN layers anew before training, then keep them."),
+    ] = None
     stage_lr_multipliers: Annotated[
         tuple[NonNegative, NonNegative, NonNegative, NonNegative, NonNegative] | None,
         Field(description="Of the stem and stages 1-4, as the published finetuning; the FC learns at the full rate."),
@@ -597,6 +623,15 @@ class Stage(Section):
             raise ValueError(
                 "must have no feature_mse beside teacher.labels: the store keeps the teacher's classes, not its maps"
             )
+        return value
+
+    @field_validator("recalibrate_bn")
+    @classmethod
+    def _something_is_frozen(
+        cls, value: RecalibrationSection | None, info: ValidationInfo
+    ) -> RecalibrationSection | None:
+        if value is not None and not info.data.get("freeze", True):
+            raise ValueError("must come with freeze: training itself moves the statistics of what is not frozen")
         return value
 
     @field_validator("schedule")

@@ -16,8 +16,8 @@ from distill.errors import UserError
 class Student:
     """A model with a part of it frozen and, where asked for, the moving average of its weights.
 
-    The average (EMA) runs over parameters **and** BN statistics: averaged weights with the statistics of
-    the latest ones would fit badly. It starts from the model's weights at construction, without a
+    The average (EMA) runs over all parameters **and** BN statistics that move: averaged weights with the
+    statistics of the latest ones would fit badly. It starts from the model's weights at construction, without a
     correction, and is kept in float32 whatever the model's type, because a step of (1 - decay) times the
     difference vanishes in float16. Multipliers of the learning rate are the model's own
     (`create_model(stage_lr_multipliers=...)`).
@@ -53,7 +53,8 @@ class Student:
         self._decay = ema_decay
         self._ema: dict[str, Tensor] = {}
         if ema_decay is not None:
-            self._ema = {name: _float32_copy(value) for name, value in model.state_dict().items()}
+            still = self.frozen | self._frozen_statistics()
+            self._ema = {name: _float32_copy(v) for name, v in model.state_dict().items() if name not in still}
 
     def _is_frozen(self, batch_norm: str) -> bool:
         frozen = {part for part in ("weight", "bias", "_mean", "_variance") if f"{batch_norm}.{part}" in self.frozen}
@@ -64,6 +65,16 @@ class Student:
                 f"and bias or neither. Use '{batch_norm}.*'"
             )
         return bool(frozen)
+
+    def _frozen_statistics(self) -> set[str]:
+        layers = [name for name, layer in self.model.named_sublayers() if layer in self._frozen_batch_norms]
+        return {f"{name}.{part}" for name in layers for part in ("_mean", "_variance")}
+
+    @property
+    def trains_classifier_only(self) -> bool:
+        """Whether all but the classifier is frozen, so that an image's features below it never change."""
+        classifier = f"{self.model.plan.naming.classifier}."
+        return all(name.startswith(classifier) for name, _ in self.parameters_to_train())
 
     def parameters_to_train(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of all that is not frozen, in the model's order."""
@@ -80,6 +91,10 @@ class Student:
         outputs: dict[str, Tensor] = self.model.taps(images, [*taps, "logits"])
         return outputs
 
+    def classify(self, features: Tensor) -> dict[str, Tensor]:
+        """The logits [N, C] under "logits", of the features [N, D] below the classifier (the tap "embedding")."""
+        return {"logits": getattr(self.model, self.model.plan.naming.classifier)(features)}
+
     def update_ema(self) -> None:
         """After an update of the weights: ema += (1 - decay) (weights - ema). Nothing without an average.
 
@@ -87,13 +102,13 @@ class Student:
         """
         if self._decay is None:
             return
+        state = self.model.state_dict()
         with paddle.no_grad():
-            for name, value in self.model.state_dict().items():
-                average = self._ema[name]
-                self._ema[name] = average + (1.0 - self._decay) * (value.astype("float32") - average)
+            for name, average in self._ema.items():
+                self._ema[name] = average + (1.0 - self._decay) * (state[name].astype("float32") - average)
 
     def ema_state(self) -> dict[str, Tensor]:
-        """The average by `state_dict()` name, float32; empty without an average."""
+        """The average by `state_dict()` name, float32, without what is frozen; empty without an average."""
         return dict(self._ema)
 
     def restore_ema(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,5 +1,6 @@
 """The training loop of one stage, to be read from top to bottom: build, resume, update, evaluate, save."""
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,21 +13,24 @@ import paddle
 
 from distill import checkpoint
 from distill.data.loader import EvaluationLoader, TrainLoader
-from distill.data.sources import open_sources
+from distill.data.sources import Images, open_sources
 from distill.data.types import Batch
 from distill.errors import RunError
 from distill.evaluate import Evaluation, open_evaluation
+from distill.features import FeatureStore
 from distill.journal import Journal
 from distill.labels.builders import teacher_processes
-from distill.labels.inventory import describe_labels
+from distill.labels.inventory import describe_labels, readable_bytes
 from distill.labels.manifest import open_labels
 from distill.labels.waiting import arrived
 from distill.learner import Learner
 from distill.metrics import StepRecords
 from distill.optim import learning_rate
 from distill.parallel import Device
+from distill.recalibrate import recalibrate_stage
 from distill.recipe import Recipe, Stage
 from distill.signals import Interrupted, stop_signals
+from distill.trunk import open_features
 from distill.weights import write_weights
 
 
@@ -87,6 +91,11 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     source = open_sources(stage.data.sources, recipe.num_classes)
     labels = open_labels(recipe, number, source)
+    learner = Learner(recipe, number, device, start_from, labels)
+    position = start_or_resume(learner, recipe, number, source, folder / "checkpoints")
+    learner.open_trunk()
+    features = open_features(learner.trunk, recipe, number, folder / "features")
+    kept = features.training(source, stage) if features is not None else None
     loader = TrainLoader(
         source,
         stage,
@@ -95,20 +104,16 @@ def train_stage(
         stage_index=number,
         data_format=recipe.model.data_format,
         labels=labels,
+        features=kept,
     )
-    evaluation_loader = open_evaluation(stage, recipe)
-    learner = Learner(recipe, number, device, start_from, labels)
+    evaluation_loader = open_evaluation(stage, recipe, features)
 
-    position = Position()
-    if (saved := checkpoint.latest(folder / "checkpoints")) is not None:
-        learner.restore(saved)
-        position = Position(**saved.state["position"])
     saver = Saver(recipe, folder / "checkpoints", learner, position)
     last_step = stage.epochs * loader.steps_per_epoch
     journal = Journal(run, recipe, number, step=position.step, last_step=last_step)
 
     with stop_signals() as stop, journal, teacher_processes(recipe, number, folder) as builders:
-        for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device):
+        for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device, kept):
             journal.display.say(line)
         records = StepRecords()
         batches = loader.batches(position.step, last_step)
@@ -143,7 +148,21 @@ def train_stage(
                     stopping,
                 )
     write_weights(folder / "student.safetensors", learner.result_weights())
+    shutil.rmtree(folder / "features", ignore_errors=True)
     return StageResult(Evaluation(**position.evaluation or {}), position.best_top1, position.step, position.seconds)
+
+
+def start_or_resume(learner: Learner, recipe: Recipe, number: int, images: Images, checkpoints: Path) -> Position:
+    """Takes up the last checkpoint; without one the stage begins, with the statistics that it asks for."""
+    saved = checkpoint.latest(checkpoints)
+    if saved is not None:
+        learner.restore(saved)
+        return Position(**saved.state["position"])
+    position = Position()
+    if recipe.stages[number].recalibrate_bn is not None:
+        recalibrate_stage(learner.student.model, recipe, number, images)
+        Saver(recipe, checkpoints, learner, position).save()  # it may have taken long
+    return position
 
 
 def update(
@@ -207,7 +226,14 @@ class Saver:
 
 
 def announcement(
-    recipe: Recipe, number: int, images: int, steps_per_epoch: int, learner: Learner, position: Position, device: Device
+    recipe: Recipe,
+    number: int,
+    images: int,
+    steps_per_epoch: int,
+    learner: Learner,
+    position: Position,
+    device: Device,
+    features: FeatureStore | None,
 ) -> list[str]:
     """What starts here, in a few lines."""
     stage = recipe.stages[number]
@@ -218,6 +244,11 @@ def announcement(
     ]
     if learner.labels is not None:
         lines += describe_labels(learner.labels.store, stage)
+    if learner.trunk is not None:
+        lines.append(f"the classifier alone is trained; what is below it computes with {learner.trunk.description}")
+    if features is not None:
+        size = readable_bytes(features.full_bytes)
+        lines.append(f"its features are computed once and kept in {features.path.parent}: {size}, exact")
     if learner.teacher is not None:
         lines.append(f"the teacher computes with {' and '.join(dict.fromkeys(learner.teacher.engines))}")
     if stage.amp != learner.amp:

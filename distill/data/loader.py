@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.data.augment import evaluation_view, train_view
-from distill.data.mix import keep_samples, mixup_plan
+from distill.data.mix import keep_samples, mix_plan, paste_boxes
 from distill.data.random import Stream, generator
 from distill.data.sampler import MicroBatch, MicroBatchPlan, epoch_order
 from distill.data.types import (
     UNLABELLED,
     Batch,
     Failure,
+    FeatureSource,
     Image,
     ImageSource,
     IntArray,
@@ -39,7 +40,7 @@ class TrainLoader:
 
     Args:
         source: The stage's images.
-        stage: Batch sizes, view and mixup.
+        stage: Batch sizes, view and mixing.
         runtime: Threads, processes and how far they run ahead. They change speed, never the batches.
         seed: The recipe's.
         stage_index: The stage's place in the recipe.
@@ -47,6 +48,7 @@ class TrainLoader:
         rank: This process.
         world_size: Number of processes that train together.
         labels: The soft-label store to look every batch up in.
+        features: The feature store to look every batch up in.
 
     Raises:
         UserError: More processes than a step has micro-batches.
@@ -64,12 +66,12 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         labels: LabelSource | None = None,
+        features: FeatureSource | None = None,
     ) -> None:
-        group_size = stage.mixup.group_size if stage.mixup else 1
         self.plan = MicroBatchPlan(
-            len(source), stage.global_batch_size, stage.device_batch_size, rank, world_size, group_size
+            len(source), stage.global_batch_size, stage.device_batch_size, rank, world_size, stage.mix_group_size
         )
-        self._batches = _TrainBatches(source, stage, self.plan, seed, stage_index, data_format, labels)
+        self._batches = _TrainBatches(source, stage, self.plan, seed, stage_index, data_format, labels, features)
         self._runtime = runtime
 
     @property
@@ -96,7 +98,7 @@ class TrainLoader:
         """The views at any places of the stage, in the order asked for; raises as `batches`.
 
         Args:
-            parts: Each begins with a mixup group, and ends with one or with the epoch.
+            parts: Each begins with a group that is mixed, and ends with one or with the epoch.
         """
         return _run_ahead(_Parts(self._batches, parts), self._runtime)
 
@@ -111,6 +113,7 @@ class EvaluationLoader:
         data_format: Layout of the images.
         rank: This process; it gets the batches rank, rank + world_size, ...
         world_size: Number of processes that evaluate together.
+        features: The feature store to look every batch up in.
 
     Raises:
         UserError: An image has no label.
@@ -125,6 +128,7 @@ class EvaluationLoader:
         data_format: DataFormat = "NCHW",
         rank: int = 0,
         world_size: int = 1,
+        features: FeatureSource | None = None,
     ) -> None:
         unlabelled = np.flatnonzero(source.labels == UNLABELLED)
         if len(unlabelled):
@@ -132,7 +136,7 @@ class EvaluationLoader:
                 f"evaluation needs a label for every image: {len(unlabelled)} of {len(source)} have none, "
                 f"the first is {source.name(int(unlabelled[0]))}"
             )
-        self._batches = _EvaluationBatches(source, evaluation, data_format)
+        self._batches = _EvaluationBatches(source, evaluation, data_format, features)
         self._numbers = range(rank, -(-len(source) // evaluation.batch_size), world_size)
         self._runtime = runtime
 
@@ -159,6 +163,7 @@ class _TrainBatches:
     stage_index: int
     data_format: DataFormat
     labels: LabelSource | None
+    features: FeatureSource | None
 
     def batch(self, number: int) -> Batch:
         return self.views(self.plan.micro_batch(number))
@@ -171,9 +176,12 @@ class _TrainBatches:
             random = generator(self.seed, self.stage_index, epoch, index, Stream.VIEW)
             return train_view(self.source.open(index), self.stage.view, random)
 
-        batch, kept = _read_views(
-            self.source, order[micro.first : micro.end], view, self.stage.view.size_px, self.data_format
-        )
+        indices = order[micro.first : micro.end]
+        known = self.features.read(indices) if self.features is not None else None
+        if known is not None and known.usable.all() and not self._teacher_looks(micro):
+            batch, kept = _without_views(self.source, indices, self.stage.view.size_px, self.data_format)
+        else:
+            batch, kept = _read_views(self.source, indices, view, self.stage.view.size_px, self.data_format)
         batch = replace(
             batch,
             epoch=micro.epoch,
@@ -181,15 +189,22 @@ class _TrainBatches:
             ends_step=micro.ends_step,
             global_count=micro.global_count,
             slot=self.labels.slot(epoch, micro.first, micro.end, kept) if self.labels is not None else None,
+            features=known.select(kept) if known is not None else None,
         )
-        mixup = self.stage.mixup
-        if mixup is None:
+        if self.stage.mixup is None and self.stage.cutmix is None:
             return batch
-        partner, lam = mixup_plan(
-            self.seed, self.stage_index, epoch, micro.first, micro.end, mixup.group_size, mixup.alpha
-        )
-        partner, lam = keep_samples(partner, lam, kept)
-        return replace(batch, partner=partner, lam=lam)
+        plan = mix_plan(self.stage, self.seed, self.stage_index, epoch, micro.first, micro.end)
+        plan = keep_samples(plan, kept)
+        batch = replace(batch, partner=plan.partner, lam=plan.lam, cut=plan.cut)
+        return replace(batch, images=paste_boxes(batch.images, plan, self.data_format))
+
+    def _teacher_looks(self, micro: MicroBatch) -> bool:
+        """Whether a teacher has yet to answer to a micro-batch, as far as is known now."""
+        if self.labels is None:
+            return self.stage.teacher is not None
+        places = np.arange(micro.end - micro.first, dtype=np.int64)
+        slot = self.labels.slot(self.stage.view_epoch(micro.epoch), micro.first, micro.end, places)
+        return not slot.usable.all()
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,7 @@ class _EvaluationBatches:
     source: ImageSource
     evaluation: EvaluationSection
     data_format: DataFormat
+    features: FeatureSource | None
 
     def batch(self, number: int) -> Batch:
         size = self.evaluation.batch_size
@@ -205,8 +221,12 @@ class _EvaluationBatches:
         def view(index: int) -> Image:
             return evaluation_view(self.source.read(index), self.evaluation.resize_short_px, self.evaluation.crop_px)
 
-        batch, _ = _read_views(self.source, indices, view, self.evaluation.crop_px, self.data_format)
-        return replace(batch, step=number)
+        known = self.features.read(indices) if self.features is not None else None
+        if known is not None and known.usable.all():
+            batch, kept = _without_views(self.source, indices, self.evaluation.crop_px, self.data_format)
+        else:
+            batch, kept = _read_views(self.source, indices, view, self.evaluation.crop_px, self.data_format)
+        return replace(batch, step=number, features=known.select(kept) if known is not None else None)
 
 
 @dataclass(frozen=True)
@@ -247,11 +267,9 @@ def _read_views(
     """Reads images and makes their views; what cannot be decoded is left out and listed.
 
     Returns:
-        (a batch of epoch 0, step 0, without mixup; the places int64 [N] of its samples in `indices`).
+        (a batch of epoch 0, step 0, not mixed; the places int64 [N] of its samples in `indices`).
     """
-    count = len(indices)
-    shape = (count, 3, size_px, size_px) if data_format == "NCHW" else (count, size_px, size_px, 3)
-    images = np.empty(shape, dtype=np.uint8)
+    images = _empty_images(len(indices), size_px, data_format)
     kept: list[int] = []
     failures: list[Failure] = []
     for place, index in enumerate(indices.tolist()):
@@ -269,11 +287,29 @@ def _read_views(
         store_view(view, images[len(kept)], data_format)
         kept.append(place)
     places = np.array(kept, dtype=np.int64)
-    taken = indices[places]
-    batch = Batch(
-        images=images[: len(kept)],
-        labels=source.labels[taken],
-        indices=taken,
+    return _plain_batch(source, images[: len(kept)], indices[places], len(indices), failures), places
+
+
+def _without_views(
+    source: ImageSource, indices: IntArray, size_px: int, data_format: DataFormat
+) -> tuple[Batch, IntArray]:
+    """As `_read_views`, for samples that could all be decoded before and need not be seen again."""
+    images = _empty_images(0, size_px, data_format)
+    return _plain_batch(source, images, indices, len(indices), ()), np.arange(len(indices), dtype=np.int64)
+
+
+def _empty_images(count: int, size_px: int, data_format: DataFormat) -> NDArray[np.uint8]:
+    shape = (count, 3, size_px, size_px) if data_format == "NCHW" else (count, size_px, size_px, 3)
+    return np.empty(shape, dtype=np.uint8)
+
+
+def _plain_batch(
+    source: ImageSource, images: NDArray[np.uint8], indices: IntArray, count: int, failures: Sequence[Failure]
+) -> Batch:
+    return Batch(
+        images=images,
+        labels=source.labels[indices],
+        indices=indices,
         partner=None,
         lam=None,
         epoch=0,
@@ -282,7 +318,6 @@ def _read_views(
         global_count=count,
         failures=tuple(failures),
     )
-    return batch, places
 
 
 def store_view(view: Image, target: NDArray[np.uint8], data_format: DataFormat) -> None:

@@ -99,15 +99,45 @@ class LabelSource(Protocol):
         """What is stored for the samples at `places` of the positions [first, end)."""
 
 
+class FeatureSource(Protocol):
+    """A store of features by sample, as the loader sees it; like `LabelSource` in use."""
+
+    def read(self, indices: IntArray) -> "KnownFeatures":
+        """What is stored for these samples."""
+
+    def add(self, indices: IntArray, values: FloatArray) -> None:
+        """Stores the features, float32 [N, D], of samples."""
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
+class KnownFeatures:
+    """What a feature store has for a batch.
+
+    Attributes:
+        source: The store, which wants what is missing.
+        values: float32 [N, D].
+        usable: bool [N]: whether a sample's features are there.
+    """
+
+    source: FeatureSource
+    values: FloatArray
+    usable: NDArray[np.bool_]
+
+    def select(self, places: IntArray) -> "KnownFeatures":
+        """Of the samples at these places."""
+        return KnownFeatures(self.source, self.values[places], self.usable[places])
+
+
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Batch:
     """The views of one micro-batch of one rank. N may be 0: where a short last step has no work left for this rank.
 
     Attributes:
-        images: uint8 [N, 3, S, S] or [N, S, S, 3], RGB, not mixed, not normalised.
+        images: uint8 [N, 3, S, S] or [N, S, S, 3], RGB, not mixed up, not normalised; none, [0, ...], where stored
+            features and labels serve for all of them.
         labels: int64 [N]; -1 is unlabelled.
         indices: int64 [N], the samples' indices in the sources (repeats counted).
-        partner: int64 [N] in 0..N-1: whom to mix with; None without mixup.
+        partner: int64 [N] in 0..N-1: whom to mix with; None without mixup and CutMix.
         lam: float32 [N]: the weight of the sample itself, 1 - lam is the partner's.
         epoch: Counted from 0.
         step: Counted from 0 through the whole stage; in an evaluation the batch's number over all ranks.
@@ -115,6 +145,9 @@ class Batch:
         global_count: Samples of the step over all ranks, those that failed included.
         failures: What was left out of this batch.
         slot: What a soft-label store has for the batch; None without one.
+        cut: bool [N]: whose image is not to be summed with its partner's, for CutMix has put a part of that into it;
+            lam then weighs the targets alone. None without CutMix.
+        features: What a feature store has for the batch; None without one.
     """
 
     images: NDArray[np.uint8]
@@ -128,3 +161,5 @@ class Batch:
     global_count: int
     failures: tuple[Failure, ...]
     slot: LabelSlot | None = None
+    cut: NDArray[np.bool_] | None = None
+    features: KnownFeatures | None = None

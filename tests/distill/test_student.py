@@ -118,6 +118,38 @@ def test_average_follows_parameters_and_statistics(model, images) -> None:
     assert np.abs(state["stem.0.bn._mean"].numpy() - arrays(model)["stem.0.bn._mean"]).max() > 0
 
 
+def test_what_is_frozen_has_no_average(model, images) -> None:
+    student = Student(model, freeze=["stem.*", "blocks.*.bn.weight", "blocks.*.bn.bias"], ema_decay=0.75)
+    before = arrays(model)
+    train(student, images, steps=2)
+    state = student.ema_state()
+    assert set(state) == changed(before, arrays(model))
+    assert {name.split(".")[-2] for name in state} == {"conv", "fc"}
+    with student.with_ema_weights():
+        assert changed(before, arrays(model)) == set(state)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "only"),
+    [
+        (["stem.*", "blocks.*"], True),
+        (["stem.*", "blocks.*", "fc.bias"], True),
+        (["*.conv.weight", "*.bn.weight", "*.bn.bias"], True),
+        (["stem.*"], False),
+        (["*.conv.weight"], False),
+        ([], False),
+    ],
+)
+def test_whether_the_classifier_alone_is_trained(model, freeze: list[str], only: bool) -> None:
+    assert Student(model, freeze=freeze).trains_classifier_only is only
+
+
+def test_the_classifier_of_the_embedding_gives_the_logits(model, images) -> None:
+    student = Student(model)
+    outputs = student.outputs(images, ["embedding"])
+    np.testing.assert_array_equal(student.classify(outputs["embedding"])["logits"].numpy(), outputs["logits"].numpy())
+
+
 def test_averaged_weights_are_there_for_the_context_only(model, images) -> None:
     student = Student(model, ema_decay=0.9)
     train(student, images, steps=2)
