@@ -83,25 +83,40 @@ def prepare_folder(recipe: Recipe, output: Path, *, resume: bool, accept_changes
     """Makes the run's folder, or checks that the one there can be resumed.
 
     Raises:
-        UserError: It holds a run and `resume` is false, or that run's recipe differs in a key that is
-            neither operational nor accepted; or nothing can be written there.
+        UserError: See `check_folder`; or nothing can be written there.
     """
-    kept = output / "recipe.yaml"
-    if kept.exists():
-        if not resume:
-            raise UserError(f"{output} already holds a run: --resume goes on with it, --output names another folder")
-        unmeant = not_accepted(differences(load_recipe(kept), recipe), accept_changes)
-        if unmeant:
-            listed = "\n  ".join(unmeant)
-            raise UserError(
-                f"the recipe differs from the one that {output} was started with:\n  {listed}\n"
-                "Resume with the same recipe, or name each change that is meant with --accept-change KEY"
-            )
+    check_folder(recipe, output, resume=resume, accept_changes=accept_changes)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {output}: {error.strerror}. Choose another folder with --output") from error
-    write_atomically(kept, resolved_yaml(recipe))
+    write_atomically(output / "recipe.yaml", resolved_yaml(recipe))
+
+
+def check_folder(recipe: Recipe, output: Path, *, resume: bool, accept_changes: Sequence[str]) -> None:
+    """Checks that a run can begin in a folder, or go on with the one that it holds.
+
+    Raises:
+        UserError: It holds a run and `resume` is false, or that run's recipe differs in a key that is
+            neither operational nor accepted.
+    """
+    kept = output / "recipe.yaml"
+    if not kept.exists() or not (resume or has_begun(output)):
+        return
+    if not resume:
+        raise UserError(f"{output} already holds a run: --resume goes on with it, --output names another folder")
+    unmeant = not_accepted(differences(load_recipe(kept), recipe), accept_changes)
+    if unmeant:
+        listed = "\n  ".join(unmeant)
+        raise UserError(
+            f"the recipe differs from the one that {output} was started with:\n  {listed}\n"
+            "Resume with the same recipe, or name each change that is meant with --accept-change KEY"
+        )
+
+
+def has_begun(output: Path) -> bool:
+    """Whether a run's folder holds more than a recipe that was refused before its first step."""
+    return any(path.is_file() for path in (output / "stages").rglob("*"))
 
 
 def note_environment(output: Path, device: Device) -> None:

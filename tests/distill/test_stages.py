@@ -13,7 +13,7 @@ from distill.errors import RunError, UserError
 from distill.metrics import read_metrics
 from distill.models import create_model
 from distill.recipe_file import load_recipe
-from distill.stages import run_recipe
+from distill.stages import prepare_folder, run_recipe
 from distill.weights import read_weights, write_weights
 
 # Trains, and is killed without warning behind the given update, or inside the given call of checkpoint.save.
@@ -60,14 +60,22 @@ def teacher_weights(tmp_path_factory):
 
 @pytest.fixture
 def everything(digits, teacher_weights, tmp_path):
-    """A recipe with all that has state: two stages, teacher, projection, mixup, accumulation, EMA."""
+    """A recipe with all that has state or is drawn: two stages, teacher, projection, views, accumulation, EMA."""
     return digits.recipe(
         tmp_path / "everything.yaml",
         teacher={
             "batch_norm": "stored",
             "models": [{"name": "ResNet18_vd", "width": 0.125, "weights": str(teacher_weights)}],
         },
-        mixup={"alpha": 0.2, "group_size": 4},
+        view={
+            "size_px": 28,
+            "crop": {"kind": "padded", "padding_px": 2},
+            "horizontal_flip": 0.5,
+            "policy": {"kind": "randaugment", "operations": 2, "magnitude": 5},
+            "erasing": {"probability": 0.3, "area": [0.02, 0.2], "aspect": [0.5, 2.0]},
+        },
+        mixup={"alpha": 0.2, "group_size": 4, "probability": 0.5},
+        cutmix={"alpha": 1.0, "group_size": 4, "probability": 0.4},
         ema_decay=0.9,
         loss={
             "symmetric_kl": {"weight": 1.0, "temperature": 2.0},
@@ -225,3 +233,13 @@ def test_sigterm_saves_and_says_so(digits, tmp_path):
     assert "--resume" in said
     assert "Traceback" not in said
     assert list((tmp_path / "run" / "stages" / "0-train" / "checkpoints").glob("step-*"))
+
+
+def test_a_run_that_was_refused_before_its_first_step_leaves_the_folder_free(digits, tmp_path):
+    recipe = load_recipe(digits.recipe(tmp_path / "r.yaml", epochs=1))
+    prepare_folder(recipe, tmp_path / "run", resume=False, accept_changes=())
+    prepare_folder(recipe, tmp_path / "run", resume=False, accept_changes=())
+    (tmp_path / "run/stages/0-train").mkdir(parents=True)
+    (tmp_path / "run/stages/0-train/best.safetensors").touch()
+    with pytest.raises(UserError, match="already holds a run"):
+        prepare_folder(recipe, tmp_path / "run", resume=False, accept_changes=())
