@@ -18,7 +18,11 @@ def to_unit_range(images: np.ndarray) -> Tensor:
 
 def seen_images(batch: Batch) -> Tensor:
     """What teacher and student see of a batch: mixed, not normalised; float32 of its images' shape, in [0, 1]."""
-    return mix_images(to_unit_range(batch.images), batch.partner, batch.lam)
+    images = to_unit_range(batch.images)
+    if batch.cut is None or batch.lam is None:
+        return mix_images(images, batch.partner, batch.lam)
+    share = np.where(batch.cut, np.float32(1), batch.lam)
+    return images if (share == 1).all() else mix_images(images, batch.partner, share)
 
 
 def mix_images(images: Tensor, partner: np.ndarray | None, lam: np.ndarray | None) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from distill.data.mix import keep_samples
+from distill.data.mix import MixPlan, keep_samples
 from distill.data.types import Batch, Failure, LabelSlot
 from distill.errors import RunError
 from distill.labels.builders import Builder
@@ -58,7 +58,7 @@ def with_usable(batch: Batch, slot: LabelSlot) -> Batch:
     """The batch without the samples whose stored answers belong to other views; these are failures.
 
     That is so where a file could be decoded when the answers were computed and cannot now, or the other way round:
-    with the file its whole mixup group is concerned, so that all partners of the samples that stay stay too.
+    with the file all that are mixed with it are concerned, so that all partners of the samples that stay stay too.
     """
     if slot.usable.all():
         return replace(batch, slot=slot)
@@ -70,7 +70,8 @@ def with_usable(batch: Batch, slot: LabelSlot) -> Batch:
     failures = [Failure(f"position {place} of view epoch {slot.view_epoch}", reason) for place in lost.tolist()]
     partner, lam = batch.partner, batch.lam
     if partner is not None and lam is not None:
-        partner, lam = keep_samples(partner, lam, kept)
+        plan = keep_samples(MixPlan(partner, lam, None), kept)
+        partner, lam = plan.partner, plan.lam
     return replace(
         batch,
         images=batch.images[kept],
@@ -78,6 +79,7 @@ def with_usable(batch: Batch, slot: LabelSlot) -> Batch:
         indices=batch.indices[kept],
         partner=partner,
         lam=lam,
+        cut=batch.cut[kept] if batch.cut is not None else None,
         failures=(*batch.failures, *failures),
         slot=replace(slot, places=slot.places[kept], rows=slot.rows[kept], usable=slot.usable[kept]),
     )

@@ -2,7 +2,8 @@ import numpy as np
 import paddle
 import pytest
 
-from distill.normalization import mix_images, normalize, to_unit_range
+from distill.data.types import Batch
+from distill.normalization import mix_images, normalize, seen_images, to_unit_range
 from distill.recipe import NormalizationSection
 
 IMAGENET = NormalizationSection(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -35,6 +36,36 @@ def test_mixes_each_image_with_its_partner(images: np.ndarray) -> None:
     np.testing.assert_allclose(mixed[0], 0.25 * images[0] + 0.75 * images[2], rtol=1e-6)
     np.testing.assert_allclose(mixed[1], images[1], rtol=1e-6)
     np.testing.assert_array_equal(mixed[2], images[2])
+
+
+def seen(images: np.ndarray, lam: list[float], cut: list[bool] | None) -> np.ndarray:
+    return seen_images(
+        Batch(
+            images=images,
+            labels=np.zeros(3, np.int64),
+            indices=np.arange(3),
+            partner=np.array([1, 2, 0]),
+            lam=np.array(lam, np.float32),
+            epoch=0,
+            step=0,
+            ends_step=True,
+            global_count=3,
+            failures=(),
+            cut=np.array(cut) if cut is not None else None,
+        )
+    ).numpy()
+
+
+def test_an_image_with_a_box_of_its_partners_is_not_summed_with_it_too() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
+    lam = [0.25, 0.5, 0.75]
+    plain, mixed = to_unit_range(images).numpy(), seen(images, lam, None)
+    some = seen(images, lam, [True, False, True])
+    np.testing.assert_array_equal(some[[0, 2]], plain[[0, 2]])
+    np.testing.assert_array_equal(some[1], mixed[1])
+    np.testing.assert_array_equal(seen(images, lam, [True, True, True]), plain)
+    np.testing.assert_array_equal(seen(images, lam, [False, False, False]), mixed)
+    np.testing.assert_array_equal(seen(images, [1.0, 1.0, 0.5], [False, False, True]), plain)
 
 
 def test_mixing_is_all_or_nothing(images: np.ndarray) -> None:

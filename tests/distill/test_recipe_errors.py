@@ -218,6 +218,51 @@ def test_mixup_groups_fill_a_batch():
     )
 
 
+MIXED_BOTH = "    epochs: 4\n    mixup: {alpha: 0.2, group_size: 4%s}\n    cutmix: {alpha: 1.0, group_size: %d%s}"
+
+
+@pytest.mark.parametrize(
+    ("filling", "problem"),
+    [
+        (("", 4, ""), "and so must mixup, together at most 1, for a group is mixed in one way; received none and none"),
+        ((", probability: 0.5", 4, ""), "received none and 0.5"),
+        ((", probability: 0.5", 4, ", probability: 0.6"), "received 0.6 and 0.5. Usual: 0.5 and 0.5"),
+        ((", probability: 0.5", 8, ", probability: 0.5"), "must have the group_size of mixup, 4, received 8"),
+        ((", probability: 0.5", 3, ", probability: 0.5"), "that divides device_batch_size 32, received 3"),
+    ],
+)
+def test_mixup_and_cutmix_go_together_when_each_has_its_share(filling, problem):
+    [found] = errors(("    epochs: 4", MIXED_BOTH % filling))
+    assert found.startswith("stages.distill.cutmix must have ") and problem in found
+    good = MIXED_BOTH % (", probability: 0.5", 4, ", probability: 0.5")
+    assert parse_recipe(EXAMPLE.replace("    epochs: 4", good), "r.yaml").stages[0].mix_group_size == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        (
+            "view.policy={kind: autoagment}",
+            "view.policy.kind must be one of autoaugment, randaugment, received 'autoagment'",
+        ),
+        ("view.policy={kind: autoaugment, magnitude: 9}", "view.policy.magnitude is an unknown key"),
+        ("view.policy={kind: randaugment, operations: 2}", "view.policy.magnitude is missing"),
+        ("view.policy={kind: randaugment, operations: 0, magnitude: 9}", "view.policy.operations must be >= 1"),
+        ("view.policy={kind: randaugment, operations: 2, magnitude: 28}", "view.policy.magnitude must be <= 10"),
+        ("view.erasing={probability: 0, area: [0.1, 0.2], aspect: [0.3, 3]}", "view.erasing.probability must be > 0"),
+        ("view.erasing={probability: 1, area: [0.1, 1.2], aspect: [0.3, 3]}", "view.erasing.area must not exceed 1"),
+        ("view.erasing={probability: 1, area: [0.4, 0.2], aspect: [0.3, 3]}", "view.erasing.area must be [low, high]"),
+        ("view.erasing={probability: 1, area: [0.1, 0.2], aspect: [0, 3]}", "view.erasing.aspect.0 must be > 0"),
+        ("cutmix={alpha: 0, group_size: 4}", "cutmix.alpha must be > 0"),
+        ("cutmix={alpha: 1, group_size: 4, probability: 1.5}", "cutmix.probability must be <= 1"),
+    ],
+)
+def test_what_a_view_cannot_be(override, problem):
+    with pytest.raises(UserError) as error:
+        parse_recipe(EXAMPLE, "r.yaml", [override])
+    assert problem in str(error.value)
+
+
 def test_stage_names_differ():
     [found] = errors(("- name: finetune", "- name: distill"))
     assert found == f"stages must have names that differ, received twice: distill (r.yaml, line {line_of('stages:')})."

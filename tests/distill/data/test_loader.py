@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from distill.data.augment import evaluation_view, train_view
 from distill.data.image_list import open_image_list
 from distill.data.loader import EvaluationLoader, TrainLoader
+from distill.data.mix import mix_plan
 from distill.data.random import Stream, generator
 from distill.data.sampler import epoch_order
 from distill.data.types import Failure, UndecodableImage
@@ -20,7 +21,7 @@ from distill.errors import RunError, UserError
 def assert_same(batches, expected):
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
-        for name in ("images", "labels", "indices", "partner", "lam"):
+        for name in ("images", "labels", "indices", "partner", "lam", "cut"):
             np.testing.assert_array_equal(getattr(batch, name), getattr(other, name), err_msg=name)
         for name in ("epoch", "step", "ends_step", "global_count", "failures"):
             assert getattr(batch, name) == getattr(other, name), name
@@ -33,7 +34,7 @@ def samples(batches):
         for place, index in enumerate(batch.indices.tolist()):
             key = (batch.epoch, index)
             assert key not in found
-            mixed = (int(batch.indices[batch.partner[place]]), float(batch.lam[place]))
+            mixed = (int(batch.indices[batch.partner[place]]), float(batch.lam[place])) if batch.lam is not None else ()
             found[key] = (batch.images[place].tobytes(), int(batch.labels[place]), *mixed)
     return found
 
@@ -191,6 +192,80 @@ def test_without_mixup(loader, images, reference):
     for batch, expected in zip(loader(images, stage={"mixup": None}).batches(0, 2), reference, strict=False):
         assert batch.partner is None and batch.lam is None
         np.testing.assert_array_equal(batch.images, expected.images)
+
+
+# --- all that a view may be --------------------------------------------------------------------
+
+ALL = {
+    "view": {
+        "size_px": 32,
+        "crop": {"kind": "random_area", "scale": [0.08, 1.0], "ratio": [0.75, 4 / 3], "sampling": "published"},
+        "horizontal_flip": 0.5,
+        "policy": {"kind": "autoaugment"},
+        "erasing": {"probability": 0.5, "area": [0.1, 0.3], "aspect": [0.5, 2.0]},
+    },
+    "mixup": {"alpha": 0.2, "group_size": 2, "probability": 0.3},
+    "cutmix": {"alpha": 1.0, "group_size": 2, "probability": 0.6},
+}
+
+
+@pytest.fixture(scope="module")
+def all_of_it(loader, images):
+    return list(loader(images, threads=1, stage=ALL).batches(0, 9))
+
+
+def test_every_view_with_its_box_follows_from_its_definition(all_of_it, images, make_stage):
+    stage, kinds = make_stage(**ALL), set()
+    for number, batch in enumerate(all_of_it):
+        indices = batch.indices.tolist()
+        keys = [generator(5, 1, batch.epoch, index, Stream.VIEW) for index in indices]
+        views = [train_view(images.read(index), stage.view, key) for index, key in zip(indices, keys, strict=True)]
+        first = 8 * (batch.step % 3) + 4 * (number % 2)
+        plan = mix_plan(stage, 5, 1, batch.epoch, first, first + len(indices))
+        np.testing.assert_array_equal(batch.partner, plan.partner)
+        np.testing.assert_array_equal(batch.lam, plan.lam)
+        np.testing.assert_array_equal(batch.cut, plan.cut)
+        for place, view in enumerate(views):
+            left, top, right, bottom = plan.boxes[place]
+            expected = view.copy()
+            expected[top:bottom, left:right] = views[plan.partner[place]][top:bottom, left:right]
+            np.testing.assert_array_equal(batch.images[place], expected.transpose(2, 0, 1))
+            kinds.add((bool(batch.cut[place]), batch.partner[place] != place))
+    assert kinds == {(True, True), (False, True), (False, False)}  # cut, mixed up, unmixed
+
+
+@pytest.mark.parametrize(("threads", "processes", "first"), [(4, 0, 0), (2, 2, 4)])
+def test_all_of_it_is_the_same_whoever_makes_it_and_wherever_it_begins(
+    loader, images, all_of_it, threads, processes, first
+):
+    again = loader(images, threads=threads, processes=processes, stage=ALL)
+    assert_same(list(again.batches(first, 9)), all_of_it[2 * first :])
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 2), (16, 4)])
+def test_all_of_it_is_the_same_in_batches_of_any_size(loader, images, all_of_it, sizes):
+    stage = ALL | {"global_batch_size": sizes[0], "device_batch_size": sizes[1]}
+    other = loader(images, stage=stage)
+    assert samples(other.batches(0, 3 * other.steps_per_epoch)) == samples(all_of_it)
+
+
+def test_all_of_it_is_the_same_on_two_ranks_and_in_another_layout(loader, images, all_of_it):
+    ranks = [list(loader(images, rank=rank, world_size=2, stage=ALL).batches(0, 9)) for rank in range(2)]
+    assert samples(ranks[0] + ranks[1]) == samples(all_of_it)
+    for batch, expected in zip(loader(images, data_format="NHWC", stage=ALL).batches(0, 9), all_of_it, strict=True):
+        np.testing.assert_array_equal(batch.images, expected.images.transpose(0, 2, 3, 1))
+
+
+def test_a_sample_whose_partner_cannot_be_decoded_is_not_cut(loader):
+    stage = ALL | {"mixup": None, "cutmix": {"alpha": 1.0, "group_size": 2}}
+    broken = samples(loader(Pictures(24, {7: UndecodableImage("pictures/7", "bad")}), stage=stage).batches(0, 3))
+    plain = samples(loader(Pictures(24), stage=ALL | {"mixup": None} | {"cutmix": None}).batches(0, 3))
+    intact = samples(loader(Pictures(24), stage=stage).batches(0, 3))
+    [alone] = [key for key, sample in intact.items() if sample[2] == 7]
+    assert broken[alone] == (plain[alone][0], plain[alone][1], alone[1], 1.0)
+    assert intact[alone][0] != plain[alone][0]
+    for key in broken.keys() - {alone}:
+        assert broken[key] == intact[key]
 
 
 def test_repeated_samples_have_views_of_their_own(loader, make_stage):

@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.labels.manifest import WITHOUT_PART, label_store, store_key
 from distill.labels.records import Status
 from distill.labels.store import DamagedShard
+from distill.labels.verify import verify_labels
 from distill.learner import Learner
 from distill.metrics import read_metrics
 from distill.parallel import Device
@@ -139,6 +140,29 @@ def test_recurring_epochs_see_the_same_batches(taught):
         for name in ("images", "indices", "partner", "lam"):
             np.testing.assert_array_equal(getattr(batch, name), getattr(same, name))
         assert not len(batch.images) or not np.array_equal(batch.images, other.images)
+
+
+def test_answers_to_cut_and_changed_views_are_stored_and_read(taught, train, no_teacher):
+    """What the teacher answered to is what the student sees, with its boxes: checked by computing it again."""
+    view = {"size_px": 28, "crop": {"kind": "padded", "padding_px": 2}, "horizontal_flip": 0.5}
+    view |= {"policy": {"kind": "autoaugment"}}
+    view |= {"erasing": {"probability": 0.5, "area": [0.02, 0.3], "aspect": [0.5, 2.0]}}
+    mixing = {
+        "mixup": {"alpha": 0.2, "group_size": 4, "probability": 0.4},
+        "cutmix": {"alpha": 1.0, "group_size": 4, "probability": 0.5},
+    }
+    recipe = taught(view=view, **mixing)
+    live = train(recipe, "live", "teacher.labels=null")
+    stored = train(recipe, "stored")
+    verified = verify_labels(load_recipe(recipe), 0, Device("cpu", 2), samples=200, repair=False)
+    assert verified.compared == 200 and verified.differing == []
+    no_teacher()
+    assert train(recipe, "again") == stored
+    assert live != stored  # the store rounds and keeps some classes only
+    with pytest.raises(UserError, match=r"cutmix\.alpha: 1\.0 in the store, 0\.5 in the recipe"):
+        train(recipe, "other", "cutmix.alpha=0.5")
+    with pytest.raises(UserError, match=r"view\.policy\.kind: autoaugment in the store, absent in the recipe"):
+        train(recipe, "plainer", "view.policy=null")
 
 
 def test_a_run_killed_while_it_stores_ends_with_the_same_bits(taught, train, tmp_path, small_blocks):
