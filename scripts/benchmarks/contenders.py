@@ -17,21 +17,24 @@ IMAGENET = NormalizationSection(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0
 AS_IT_COMES = "Paddle as it comes"
 
 
-def options_parser(description: str | None, *, model: str, px: int = 224) -> argparse.ArgumentParser:
-    """The options that all of them have."""
+def options_parser(
+    description: str | None, *, model: str, px: int = 224, torch: bool = True
+) -> argparse.ArgumentParser:
+    """The options that all of them have; `torch`: whether PyTorch can take part."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=model, choices=model_names(), metavar="NAME", help=f"default: {model}")
     parser.add_argument("--batch", type=int, default=8, help="images a step (default: 8)")
     parser.add_argument("--px", type=int, default=px, help=f"height and width (default: {px})")
     parser.add_argument("--repeats", type=int, default=7, help="rounds in which all have their turn (default: 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
-    parser.add_argument(
-        "--torch-python",
-        type=Path,
-        metavar="PYTHON",
-        help="compare with PyTorch, run by this Python; it needs PyTorch and NumPy alone, so an environment of its own "
-        "serves: python3 -m venv torch-venv && torch-venv/bin/pip install torch numpy",
-    )
+    if torch:
+        parser.add_argument(
+            "--torch-python",
+            type=Path,
+            metavar="PYTHON",
+            help="compare with PyTorch, run by this Python; it needs PyTorch and NumPy alone, so an environment of its "
+            "own serves: python3 -m venv torch-venv && torch-venv/bin/pip install torch numpy",
+        )
     return parser
 
 
@@ -43,8 +46,9 @@ def checked(options: argparse.Namespace, parser: argparse.ArgumentParser) -> arg
     for name, least in (("batch", 2), ("px", 28), ("repeats", 1)):
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}, received {getattr(options, name)}")
-    if options.torch_python is not None and not options.torch_python.is_file():
-        parser.error(f"--torch-python: there is no {options.torch_python}")
+    torch_python = getattr(options, "torch_python", None)
+    if torch_python is not None and not torch_python.is_file():
+        parser.error(f"--torch-python: there is no {torch_python}")
     return options
 
 

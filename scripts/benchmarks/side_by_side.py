@@ -170,14 +170,14 @@ def summary(
     return rows
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], reference: str) -> None:
-    """The table of `summary`; "faster" is the reference's step over the own one."""
+def print_rows(rows: Sequence[Mapping[str, Any]], reference: str, *, step: str = "step") -> None:
+    """The table of `summary`; "faster" is the reference's step over the own one; `step`: what that is."""
     width = max(len(row["name"]) for row in rows)
-    print(f"{'':{width}} {'ms/step':>9} {'spread':>7} {'images/s':>9} {'faster':>7}  aim")
+    print(f"{'':{width}} {'ms/' + step:>9} {'spread':>7} {'images/s':>9} {'faster':>7}  aim")
     for row in rows:
         speed = f"{row['step_ms']:9.1f} {row['spread_percent']:6.0f}% {row['images_per_second']:9.2f}"
         print(f"{row['name']:{width}} {speed} {row['faster']:6.2f}x  {row['aim']}")
-    print(f"faster: the step of {reference!r} over the own one, median of the rounds; spread: (max - min) / median")
+    print(f"faster: the {step} of {reference!r} over the own one, median of the rounds; spread: (max - min) / median")
 
 
 def write_results(path: Path | None, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
-COMMANDS = ("teacher_engine", "student_step", "distill_step", "training_memory", "image_list")
+COMMANDS = ("teacher_engine", "student_step", "distill_step", "fix_stage", "training_memory", "image_list")
 TINY = ("--model", "ResNet18", "--px", "32", "--batch", "2", "--repeats", "1")
 
 
@@ -72,6 +72,16 @@ def test_a_distilled_step(tmp_path):
     assert names[:3] == ["labels alone", "stored soft labels", "live teacher, engine float32"]
     assert names[-1] == "live teacher, eager"
     assert "Paddle Inference, oneDNN, float32" in said and "stored / labels alone:" in said
+
+
+def test_epochs_of_the_classifier_alone(tmp_path):
+    said, results = succeeded("fix_stage", tmp_path, *TINY, "--images", 5)
+    names = [row["name"] for row in results["results"]]
+    assert names == ["whole network", "classifier, first epoch", "classifier, later epochs"]
+    assert [row["aim"] for row in results["results"]] == ["", "3x", "10x"]
+    assert "epochs of 5 images of 32 px, 2 a step" in said and "ms/epoch" in said
+    done = run("fix_stage", *TINY, "--images", 1)
+    assert done.returncode == 2 and "--images must be at least --batch 2, received 1" in done.stderr
 
 
 def test_a_training_run_is_watched(tmp_path):
