@@ -1,10 +1,10 @@
 """Which operations an image undergoes, and how strongly: AutoAugment and RandAugment.
 
-A strength s in [-1, 1] means the same in both policies. The ranges are those of AutoAugment (Cubuk et al. 2018, arXiv
-1805.09501, table 6), read as PaddleClas reads them, whose networks this project repeats: every operation grows
-stronger with the level, and color, contrast, brightness and sharpness begin with no change and go either way. The
-paper gives the ranges and not their direction; code of its authors runs those four from factor 0.1 to 1.9 with the
-level instead, so that 0 is not "no change".
+A strength in [-1, 1] means the same in both policies. The ranges are those of AutoAugment's paper (Cubuk et al. 2018,
+arXiv 1805.09501), read as PaddleClas reads them, whose networks this project repeats: every operation grows stronger
+with the level, and color, contrast, brightness and sharpness begin with no change and go either way. The paper gives
+the ranges and not their direction; code of its authors runs those four from a factor of 0.1 to one of 1.9 with the
+level instead, so that its level 0 is a strong change.
 
 The sign is drawn for every operation that has one. (PaddleClas rotates in one direction only, the authors in both.)
 """
@@ -83,16 +83,17 @@ AUTOAUGMENT: tuple[tuple[Step, Step], ...] = (
     (Step("equalize", 0.8, 8), Step("equalize", 0.6, 3)),
 )
 
-# Cubuk et al. 2020, section 3.1: those of AutoAugment, with identity and without invert
+# Cubuk et al. 2020, section 3: those of AutoAugment, with identity and without invert
 RANDAUGMENT = tuple(name for name in OPERATIONS if name != "invert")
 
 
 def apply_policy(image: Image, policy: AutoAugmentPolicy | RandAugmentPolicy, random: np.random.Generator) -> Image:
     """What a policy makes of an image; the image itself where nothing is drawn.
 
-    AutoAugment draws one of its sub-policies, and both of its steps with their own probability.
-    RandAugment draws `operations` out of fourteen, each as likely and possibly the same again, and applies all with
-    strength magnitude / 10. Deviation: the paper's code has one sign of color, contrast, brightness and sharpness.
+    AutoAugment draws one of its sub-policies, and does each of its two steps with the step's probability.
+    RandAugment draws `operations` of fourteen, each as likely and possibly one twice, and does them with strength
+    magnitude / 10 (Cubuk et al. 2020, arXiv 1909.13719: 0-10, 10 being the greatest of AutoAugment's ranges; its
+    magnitudes beyond 10, for the largest networks, leave these ranges and are refused).
 
     Args:
         image: uint8 [H, W, 3], RGB.

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -53,6 +54,17 @@ def test_accumulated_micro_batches_have_the_gradient_of_the_global_batch(digits,
     np.testing.assert_allclose(sum(float(p["loss"]) for p in parts), float(whole_terms["loss"]), rtol=1e-5)
     for name, gradient in gradients(learner).items():
         np.testing.assert_allclose(gradient, whole[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_cut_image_counts_for_both_labels_and_is_not_mixed_again(digits, tmp_path, some_images):
+    learner = Learner(load_recipe(digits.recipe(tmp_path / "r.yaml")), 0, CPU, None)
+    images, labels = some_images
+    partner = np.roll(np.arange(8), 1)
+    mixed = batch_of(images, labels, 8, partner=partner, lam=np.full(8, 0.3, np.float32))
+    cut = learner.accumulate(replace(mixed, cut=np.ones(8, np.bool_)))
+    own, others = (learner.accumulate(batch_of(images, target, 8)) for target in (labels, labels[partner]))
+    assert float(cut["loss"]) == pytest.approx(0.3 * float(own["loss"]) + 0.7 * float(others["loss"]), rel=1e-5)
+    assert float(learner.accumulate(mixed)["loss"]) != pytest.approx(float(cut["loss"]), rel=1e-3)
 
 
 def test_an_empty_micro_batch_adds_nothing(digits, tmp_path, some_images):
