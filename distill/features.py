@@ -3,9 +3,10 @@
     <key>.features    a record a sample of the sources: 4 bytes CRC-32, then float32 [D]
     <key>.json        the key: what the features depend on
 
-The key is a hash of the network's weights, what computes them, the view and the images, so that a store is never read
-for anything else. A record that is missing, torn by a killed writer or damaged fails its check and counts as absent.
-Values are kept as they were computed, so that reading them gives the same bits.
+The key is a hash of the network's weights, what computes, the view and the images, so that a store is never read for
+anything else (image files of equal names and sizes are not told apart). A record that is missing, torn by a killed
+writer or damaged fails its check and counts as absent. Values are kept as they were computed, so that reading them
+gives the same bits.
 """
 
 import hashlib
