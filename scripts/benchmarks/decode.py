@@ -39,7 +39,8 @@ from rich.table import Table
 
 from data_mining.pack import repacked
 from data_mining.recipe import PackSection
-from distill.data.augment import Box, random_area_box, train_view
+from distill.data.augment import train_view
+from distill.data.boxes import Box, random_area_box
 from distill.data.decode import decode_image, open_image
 from distill.data.image_list import ImageFiles, open_image_list
 from distill.data.loader import TrainLoader, store_view
