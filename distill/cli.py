@@ -3,8 +3,10 @@
 # "\b" in a docstring keeps the lines of the examples apart; a raw docstring would not hold it.
 # ruff: noqa: D301
 
+import contextlib
 import json
 import sys
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +79,23 @@ RecordsOption = Annotated[
     Path, typer.Option("--records", metavar="FILE", help="Where measured accuracies are kept, a JSON object a line.")
 ]
 DEFAULT_RECORDS = Path("runs/measured.jsonl")
+ScaleDownOption = Annotated[
+    bool,
+    typer.Option(
+        "--scale-down",
+        help="All stages in small, in seconds: narrow networks, small views, teachers with random weights. It shows "
+        "that every stage runs; accuracy means nothing.",
+    ),
+]
+ScaleDownDataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scale-down-data",
+        metavar="FOLDER_OR_LIST",
+        help="Images for --scale-down, which it implies: a folder with a sub-folder a class, or an image list with "
+        "labels whose paths are relative to its folder. Default: data/fashion-mnist.",
+    ),
+]
 FolderOption = Annotated[
     Path | None, typer.Option("--folder", help="Where the recipes are. Default: ./recipes, else the checkout's.")
 ]
@@ -101,6 +120,10 @@ def _options(
 def validate(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE", help="Files, or names in `recipes`.")],
     overrides: SetOption = None,
+    small: Annotated[
+        bool, typer.Option("--scale-down", help="Print what `distill train --scale-down` would run, in full.")
+    ] = False,
+    small_data: ScaleDownDataOption = None,
     debug: DebugOption = False,
 ) -> None:
     """Check recipes without running them.
@@ -110,6 +133,7 @@ def validate(
     \b
     Examples:
       distill validate recipes/fashion_mnist/distilled.yaml
+      distill validate distilled --scale-down
       distill validate distilled --set optimizer.learning_rate=0.2
     """
     errors = []
@@ -118,6 +142,9 @@ def validate(
             path, recipe = _load(name, overrides)
         except UserError as error:
             errors.append(str(error))
+            continue
+        if small or small_data is not None:
+            typer.echo(f"# {path} in small\n{_scaled_down_yaml(recipe, small_data)}", nl=False)
         else:
             stages = ", ".join(stage.name for stage in recipe.stages)
             typer.echo(f"{path} is valid: {recipe.name}, {recipe.model.name}, stages: {stages}")
@@ -284,6 +311,16 @@ def train(
             "all that is in it.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Start nothing: check data, weights and disk, train a few steps of each stage in a temporary folder, "
+            "and say what time, memory and disk the run will need.",
+        ),
+    ] = False,
+    small: ScaleDownOption = False,
+    small_data: ScaleDownDataOption = None,
     overrides: SetOption = None,
     device: DeviceOption = DeviceName.AUTO,
     debug: DebugOption = False,
@@ -297,14 +334,28 @@ def train(
       distill train recipes/fashion_mnist/distilled.yaml
       distill train distilled --output runs/seed2 --set seed=2
       distill train distilled --resume --set epochs=90 --accept-change epochs
+      distill train distilled --dry-run
+      distill train distilled --scale-down        # all stages in small, in seconds
     """
     if accept_changes and not resume:
         raise UserError("--accept-change says what may differ from the run that --resume goes on with: add --resume")
     _, loaded = _load(recipe, overrides)
     _require_paddle()
+    with contextlib.ExitStack() as temporary:
+        if small or small_data is not None:
+            inputs = Path(temporary.enter_context(tempfile.TemporaryDirectory())) if dry_run else None
+            loaded = _scaled_down(loaded, small_data, output, inputs, device)
+        folder = output or Path("runs") / loaded.name
+        if dry_run:
+            from distill import rehearsal_report
+
+            lines = rehearsal_report.dry_run(
+                loaded, folder, resume=resume, device=device.value, accept_changes=accept_changes or []
+            )
+            typer.echo("\n".join([*lines, "nothing was started, and nothing is left behind"]))
+            return
     from distill.stages import run_recipe
 
-    folder = output or Path("runs") / loaded.name
     result = run_recipe(loaded, folder, resume=resume, device=device.value, accept_changes=accept_changes or [])
     for name, stage in result.stages.items():
         typer.echo(f"{name}: top-1 {stage.evaluation.top1:.2%}, top-5 {stage.evaluation.top5:.2%}")
@@ -564,6 +615,36 @@ def _load(name: str, overrides: list[str] | None) -> "tuple[Path, Recipe]":
 
     path = find_recipe(name)
     return path, load_recipe(path, overrides or ())
+
+
+def _scaled_down(
+    recipe: "Recipe", data: Path | None, output: Path | None, inputs: Path | None, device: DeviceName
+) -> "Recipe":
+    """The recipe in small, with what it needs written to `inputs`; None: into the run's folder."""
+    from distill.parallel import setup_process
+    from distill.scale_down import WARNING, scale_down, scaled_down_name
+    from distill.scale_down_inputs import SmallImages, write_inputs
+    from distill.stages import has_begun
+
+    run = output or Path("runs") / scaled_down_name(recipe)
+    folder = inputs or run / "inputs"
+    images = SmallImages(data, folder)
+    small = scale_down(recipe, images.data, folder)
+    setup_process(device.value, seed=recipe.seed)
+    if inputs is not None or not has_begun(run):  # else that run has them, and may be resumed
+        write_inputs(small, images, folder)
+    typer.echo(f"scaled down to {images.description}; teachers have random weights; {WARNING}", err=True)
+    return small
+
+
+def _scaled_down_yaml(recipe: "Recipe", data: Path | None) -> str:
+    """The recipe in small, in full; writes nothing."""
+    from distill.recipe_file import resolved_yaml
+    from distill.scale_down import scale_down, scaled_down_name
+    from distill.scale_down_inputs import SmallImages
+
+    inputs = Path("runs") / scaled_down_name(recipe) / "inputs"
+    return resolved_yaml(scale_down(recipe, SmallImages(data, inputs).data, inputs))
 
 
 def _require_paddle() -> None:

@@ -71,8 +71,8 @@ def scale_down(recipe: Recipe, data: SmallData, inputs: Path) -> Recipe:
     pixels = min(1.0, VIEW_PX / min(size for stage in recipe.stages for size in _sides_px(stage)))
     small = recipe.model_copy(
         update={
-            "name": f"{recipe.name}_scaled_down",
-            "description": f"{recipe.description} Scaled down; {WARNING}.",
+            "name": scaled_down_name(recipe),
+            "description": f"In small, {WARNING}. {recipe.description}",
             "num_classes": data.num_classes,
             "model": _narrow(recipe.model, None),
             "expected": None,
@@ -82,6 +82,11 @@ def scale_down(recipe: Recipe, data: SmallData, inputs: Path) -> Recipe:
         }
     )
     return Recipe.model_validate(small.model_dump())
+
+
+def scaled_down_name(recipe: Recipe) -> str:
+    """The name of the recipe in small, and so of its run."""
+    return f"{recipe.name}_scaled_down"
 
 
 def _sides_px(stage: Stage) -> tuple[int, int]:
@@ -98,6 +103,9 @@ def _small_stage(stage: Stage, data: SmallData, pixels: float, weights: dict[str
     group = math.lcm(*(section.group_size for section in grouped.values()))
     batch = min(stage.device_batch_size, group * max(1, BATCH // group))
     global_batch = batch * min(2, stage.global_batch_size // stage.device_batch_size)
+    recalibrated = stage.recalibrate_bn
+    if recalibrated is not None:
+        recalibrated = recalibrated.model_copy(update={"images": min(recalibrated.images, 4 * batch)})
     slower = min(1.0, global_batch / stage.global_batch_size)
     size = _pixels(stage.view.size_px, pixels)
     return stage.model_copy(
@@ -110,6 +118,7 @@ def _small_stage(stage: Stage, data: SmallData, pixels: float, weights: dict[str
             "evaluation": _small_evaluation(stage.evaluation, data.evaluation, pixels),
             "teacher": _small_teacher(stage.teacher, weights, inputs, epochs) if stage.teacher is not None else None,
             "optimizer": stage.optimizer.model_copy(update={"learning_rate": slower * stage.optimizer.learning_rate}),
+            "recalibrate_bn": recalibrated,
             "schedule": _small_schedule(stage.schedule, epochs / stage.epochs, slower),
             **grouped,
         }
@@ -189,4 +198,5 @@ def _small_schedule(schedule: AnySchedule, shorter: float, slower: float) -> Any
 
 
 def _small_runtime(runtime: RuntimeSection) -> RuntimeSection:
-    return runtime.model_copy(update={"loader_threads": min(runtime.loader_threads, 2), "loader_processes": 0})
+    own = {"loader_threads": min(runtime.loader_threads, 2), "loader_processes": 0, "features_folder": None}
+    return runtime.model_copy(update=own)

@@ -108,7 +108,7 @@ def random_weights(section: TeacherModel, num_classes: int, *, seed: int) -> dic
     noise = paddle.to_tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
     with paddle.no_grad():
         model.train()
-        scale = 1.0 / float(model(noise).std())
+        scale = 1.0 / float(model(noise).numpy().std())
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     return {name: value * np.float32(scale) if is_classifier(name) else value for name, value in weights.items()}
 

@@ -10,6 +10,7 @@ import pytest
 import distill
 from distill import cli
 from distill.errors import RunError, UserError
+from distill.recipe_file import parse_recipe
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml")
 HEAVY = ("paddle", "grain", "cv2", "numpy", "visualdl", "matplotlib", "rich")
@@ -200,3 +201,34 @@ def test_a_recipe_is_trained_evaluated_resumed_and_used(run_cli, digits, tmp_pat
     status, output, errors = run_cli("predict", image, tmp_path / "broken.png", "--run", run)
     assert status == 1
     assert "not classified" in output
+
+
+def test_a_recipe_is_rehearsed_and_scaled_down(run_cli, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        path = tmp_path / "images" / str(number % 3) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((32, 32, 3), number, np.uint8))
+    small = ("--scale-down-data", "images", "--device", "cpu")
+
+    status, output, errors = run_cli("train", EXAMPLE, "--dry-run")
+    assert (status, output) == (2, "")
+    assert "problems of example" in errors and "teacher.safetensors" in errors
+    assert "scripts/fashion_mnist.py" in run_cli("train", EXAMPLE, "--scale-down")[2]
+    status, output, errors = run_cli("validate", EXAMPLE, "--scale-down-data", "images")
+    assert status == 0
+    assert parse_recipe(output, "small").name == "example_scaled_down"
+
+    status, output, errors = run_cli("train", EXAMPLE, "--dry-run", *small)
+    assert status == 0, errors
+    assert "in all: " in output and output.endswith("nothing was started, and nothing is left behind\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+    status, output, errors = run_cli("train", EXAMPLE, *small)
+    assert status == 0, errors
+    assert "scaled down to 8 images of images; teachers have random weights; accuracy means nothing here" in errors
+    assert "distill: top-1 " in output and "finetune: top-1 " in output
+    run = tmp_path / "runs" / "example_scaled_down"
+    assert (run / "student.safetensors").is_file() and (run / "inputs" / "teacher-0.safetensors").is_file()
+    assert run_cli("train", EXAMPLE, *small)[0] == 2
+    assert run_cli("train", EXAMPLE, "--resume", *small)[0] == 0

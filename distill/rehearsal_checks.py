@@ -1,0 +1,211 @@
+"""What can be checked of a run before anything is computed: images, weights, soft labels, folder."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from distill.data.sources import Images, open_sources
+from distill.data.types import UNLABELLED, UndecodableImage
+from distill.errors import DistillError, UserError
+from distill.labels.inventory import Inventory, take_inventory
+from distill.labels.manifest import label_store, missing_weights
+from distill.models.plan import plan_network, state_shapes
+from distill.models.specs import SPECS
+from distill.recipe import AnySource, ModelSection, Recipe, Stage
+from distill.stages import check_folder
+from distill.weights import read_weights, sha256_of
+from distill.weights.loading import fit
+
+SAMPLED_IMAGES = 256
+_SHOWN = 3
+_IMPROBABLE = 0.01  # below it, chance does not explain how many of the sampled images cannot be decoded
+
+
+@dataclass
+class StageCheck:
+    """What is known of a stage.
+
+    Attributes:
+        images: Training samples in an epoch.
+        source_images: Of each training source, repetitions not counted.
+        evaluation_source_images: Of each evaluation source.
+        sampled: How many sampled images can be decoded, one line for training and one for evaluation.
+        weights: One line a file: what it fits, its SHA-256.
+        labels: Of the stage's soft labels, if it has any.
+    """
+
+    images: int = 0
+    source_images: list[int] = field(default_factory=list)
+    evaluation_source_images: list[int] = field(default_factory=list)
+    sampled: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)
+    labels: Inventory | None = None
+
+    @property
+    def evaluation_images(self) -> int:
+        """Images to evaluate on."""
+        return sum(self.evaluation_source_images)
+
+
+def check_run(
+    recipe: Recipe, output: Path, *, resume: bool = False, accept_changes: Sequence[str] = ()
+) -> list[StageCheck]:
+    """Checks everything that a run of the recipe into `output` needs; writes nothing.
+
+    Args:
+        recipe: What would be run.
+        output: The run's folder, as `run_recipe` takes it.
+        resume: Likewise.
+        accept_changes: Likewise.
+
+    Returns:
+        What is known of each stage.
+
+    Raises:
+        UserError: States all that is wrong.
+    """
+    problems: list[str] = []
+    with _noted(problems, "the run's folder"):
+        check_folder(recipe, output, resume=resume, accept_changes=accept_changes)
+    opened: dict[AnySource, Images] = {}
+    checks = [_check_stage(recipe, number, opened, problems) for number in range(len(recipe.stages))]
+    if recipe.model.weights is not None:
+        with _noted(problems, "model.weights"):
+            checks[0].weights.insert(0, check_weights(recipe.model, recipe.model.weights, recipe.num_classes))
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"{count} of {recipe.name}:\n  " + "\n  ".join(problems))
+    return checks
+
+
+@contextmanager
+def _noted(problems: list[str], where: str) -> Iterator[None]:
+    """Adds an error to the problems instead of raising it."""
+    try:
+        yield
+    except DistillError as error:
+        problems.append(f"{where}: {error}")
+
+
+def _check_stage(recipe: Recipe, number: int, opened: dict[AnySource, Images], problems: list[str]) -> StageCheck:
+    stage = recipe.stages[number]
+    key = f"stages.{stage.name}"
+    found = StageCheck()
+    training = _open_each(stage.data.sources, recipe, opened, f"{key}.data.sources", problems)
+    evaluation = _open_each(stage.evaluation.sources, recipe, opened, f"{key}.evaluation.sources", problems)
+    repeats = [source.repeat for source in stage.data.sources]
+    found.images = sum(len(images) for images in training)
+    found.source_images = [len(images) // repeat for images, repeat in zip(training, repeats, strict=False)]
+    found.evaluation_source_images = [len(images) for images in evaluation]
+    for images in evaluation:
+        unlabelled = np.flatnonzero(images.labels == UNLABELLED)
+        if len(unlabelled):
+            name = images.name(int(unlabelled[0]))
+            problems.append(f"{key}.evaluation.sources: {len(unlabelled):,} images have no label, the first is {name}")
+    for what, opened_images, allowed in (
+        ("data", training, stage.data.max_undecodable_fraction),
+        ("evaluation", evaluation, stage.evaluation.max_undecodable_fraction),
+    ):
+        with _noted(problems, f"{key}.{what}"):
+            found.sampled.append(sample_images(opened_images, allowed))
+    _check_teacher(recipe, number, found, problems)
+    return found
+
+
+def _open_each(
+    sources: Sequence[AnySource], recipe: Recipe, opened: dict[AnySource, Images], key: str, problems: list[str]
+) -> list[Images]:
+    """Those that can be opened; each is opened once for all stages."""
+    for place, source in enumerate(sources):
+        if source not in opened:
+            with _noted(problems, f"{key}.{place}"):
+                opened[source] = open_sources([source], recipe.num_classes)
+    return [opened[source] for source in sources if source in opened]
+
+
+def sample_images(sources: Sequence[Images], allowed: float) -> str:
+    """Decodes up to `SAMPLED_IMAGES` images, spread evenly over the sources.
+
+    Args:
+        sources: What to sample from.
+        allowed: Largest share of images that may be undecodable.
+
+    Returns:
+        How many could be decoded, and which could not.
+
+    Raises:
+        UserError: More images than allowed are undecodable, as far as a sample tells.
+    """
+    failures: list[UndecodableImage] = []
+    sampled = 0
+    for images in sources:
+        count = min(len(images), max(1, SAMPLED_IMAGES // len(sources)))
+        for index in np.linspace(0, len(images) - 1, count).astype(np.int64).tolist():
+            sampled += 1
+            try:
+                images.read(index)
+            except UndecodableImage as error:
+                failures.append(error)
+    said = f"{sampled - len(failures):,} of {sampled:,} sampled images can be decoded"
+    if not failures:
+        return said
+    said += f"; not {'; '.join(map(str, failures[:_SHOWN]))}"
+    if chance_of(len(failures), sampled, allowed) < _IMPROBABLE:
+        raise UserError(f"{said}. max_undecodable_fraction allows {allowed:.2%}: mend or remove them, or allow more")
+    return said
+
+
+def chance_of(failures: int, sampled: int, share: float) -> float:
+    """How probable at least this many failures are in a sample of images of which `share` fail (binomial)."""
+    fewer = range(failures)
+    return max(0.0, 1.0 - sum(math.comb(sampled, k) * share**k * (1.0 - share) ** (sampled - k) for k in fewer))
+
+
+def _check_teacher(recipe: Recipe, number: int, found: StageCheck, problems: list[str]) -> None:
+    """Weights of the teachers, and what is stored of their answers; a whole store replaces absent weights."""
+    stage = recipe.stages[number]
+    key = f"stages.{stage.name}.teacher"
+    if stage.labels is not None and not problems:  # what is stored depends on the images
+        with _noted(problems, f"{key}.labels"):
+            source = open_sources(stage.data.sources, recipe.num_classes)
+            found.labels = take_inventory(label_store(recipe, number, source, create=False), stage)
+    absent = missing_weights(stage) if needs_no_teacher(found) else []
+    for place, model in enumerate(stage.teacher.models if stage.teacher is not None else ()):
+        if model.weights in absent:
+            found.weights.append(f"{model.weights} is not there: all its answers are stored")
+            continue
+        with _noted(problems, f"{key}.models.{place}.weights"):
+            found.weights.append(check_weights(model, model.weights, recipe.num_classes))
+
+
+def needs_no_teacher(found: StageCheck) -> bool:
+    """Whether all of a teacher's answers are stored."""
+    return found.labels is not None and not found.labels.missing
+
+
+def check_weights(section: ModelSection, path: str, num_classes: int) -> str:
+    """What a file of weights is, where it fits.
+
+    Raises:
+        UserError: It is absent, damaged, or does not fit the network.
+    """
+    fit(read_weights(path), network_shapes(section, num_classes), source=path)
+    return f"{path} fits {section.name}, SHA-256 {sha256_of(path)}"
+
+
+def network_shapes(section: ModelSection, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a network's state."""
+    plan = plan_network(SPECS[section.name], num_classes, width=section.width, stem_stride=section.stem_stride)
+    return state_shapes(plan)
+
+
+def teacher_bytes(stage: Stage, num_classes: int) -> int:
+    """Float32 values of all teachers."""
+    models = stage.teacher.models if stage.teacher is not None else ()
+    shapes = [shape for model in models for shape in network_shapes(model, num_classes).values()]
+    return 4 * sum(math.prod(shape) for shape in shapes)
