@@ -73,7 +73,7 @@ def mix_plan(stage: Stage, seed: int, stage_index: int, epoch: int, first: int, 
         random = generator(seed, stage_index, epoch, (first + begin) // group_size, Stream.MIX)
         group = slice(begin, begin + size)
         cycle = random.permutation(size) + begin
-        # Everything is drawn and one way chosen last, so that a technique's numbers do not depend on the other's.
+        # Mixup's weights are drawn first and the way is chosen last: so they are the same with and without CutMix.
         mixed_up = random.beta(stage.mixup.alpha, stage.mixup.alpha, size) if stage.mixup is not None else None
         cut = _cut(random, size, stage.cutmix.alpha, stage.view.size_px) if stage.cutmix is not None else None
         choice = random.random()

@@ -105,8 +105,7 @@ def test_each_group_is_mixed_in_one_way_as_often_as_stated(both):
         assert abs(count - 2000 * probability) < 4 * (2000 * probability * (1 - probability)) ** 0.5
 
 
-def test_one_technique_draws_the_same_beside_the_other_and_alone(mixing, both):
-    """So that a run with mixup alone sees what it saw before there was CutMix."""
+def test_mixup_draws_the_same_alone_and_beside_cutmix(mixing, both):
     mixed = mix_plan(both, 7, 0, 0, 0, 400)
     mixed_up = mix_plan(mixing(4, mixup=0.2), 7, 0, 0, 0, 400)
     assert mixed_up.boxes is None and mixed_up.cut is None
