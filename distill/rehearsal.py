@@ -123,29 +123,39 @@ def rehearse(recipe: Recipe, checks: Sequence[StageCheck], device: Device) -> li
     with display, _leaves_nothing_behind() as folder:
         for number, check in enumerate(checks):
             display.advance(number, {"stage": recipe.stages[number].name})
-            result, student = _rehearse_stage(recipe, number, check, device, folder / str(number), student, baseline)
+            result, student = _rehearse_stage(
+                recipe, number, check, device, folder / str(number), student, baseline, display
+            )
             found.append(result)
         display.advance(len(checks), {})
     return found
 
 
 def _rehearse_stage(
-    recipe: Recipe, number: int, check: StageCheck, device: Device, folder: Path, student: Path | None, baseline: int
+    recipe: Recipe,
+    number: int,
+    check: StageCheck,
+    device: Device,
+    folder: Path,
+    student: Path | None,
+    baseline: int,
+    display: Display,
 ) -> tuple[StageRehearsal, Path]:
     """Trains twice: some steps that tell how many to measure, then these. Returns where the student is, too."""
     folder.mkdir()
     _forget_memory_peak()
+    stage = recipe.stages[number]
     recipe = _with_any_teacher(recipe, number, check, folder)
+    display.say(f"{stage.name}: the first micro-batches of {stage.device_batch_size} images")
     short, run = shortened(recipe, number, check, _WARM_UP_STEPS, folder / "first"), folder / "first"
     _train(short, number, run, device, student)
-    steps = _WARM_UP_STEPS + min(
-        _MOST_STEPS, max(2, round(SECONDS / _speeds(run, short.stages[number])[0].step_seconds))
-    )
+    seconds = _speeds(run, short.stages[number])[0].step_seconds
+    steps = _WARM_UP_STEPS + min(_MOST_STEPS, max(2, round(SECONDS / seconds)))
+    display.say(f"{stage.name}: one took {seconds:.2g} s; {steps} to measure what they take")
     short, run = shortened(recipe, number, check, steps, folder / "second"), folder / "second"
     _train(short, number, run, device, student)
     peak = _memory_peak(device)
 
-    stage = recipe.stages[number]
     own = stage_folder(run, short, number)
     saved = checkpoint.latest(own / "checkpoints")
     if saved is None:

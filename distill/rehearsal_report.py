@@ -187,8 +187,9 @@ def _stage_lines(
 
 
 def _speed_line(speed: Speed, stage: Stage, device: Device) -> str:
+    rate = f"{speed.images_per_second:,.0f}" if speed.images_per_second >= 10 else f"{speed.images_per_second:.2g}"
     return (
-        f"{speed.images_per_second:,.0f} images/s, of that {speed.data_wait:.0%} waiting for data "
+        f"{rate} images/s, of that {speed.data_wait:.0%} waiting for data "
         f"({speed.steps} micro-batches of {stage.device_batch_size} on this {device.kind})"
     )
 
