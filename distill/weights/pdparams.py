@@ -51,6 +51,18 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
     return _arrays(content)
 
 
+def read_plain_pickle(data: bytes) -> dict[str, Any]:
+    """Reads another pickle of plain data: a dict of numbers, text, lists and arrays; text of Python 2 as Latin-1.
+
+    Raises:
+        RefusedPickle: see there.
+    """
+    content = _Machine(len(data)).run(io.BytesIO(data))
+    if not isinstance(content, dict):
+        raise RefusedPickle(f"expected a dict, found {type(content).__name__}")
+    return {key: value.array if isinstance(value, _PendingArray) else value for key, value in content.items()}
+
+
 def _arrays(content: object) -> dict[str, np.ndarray]:
     """Checks what was read and joins sliced arrays."""
     if not isinstance(content, dict):
