@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 """What each step of SSLD is worth at a small scale: the published ablation once more, on CIFAR-10.
 
-    python scripts/fashion_mnist.py
-    nohup python scripts/experiments/ablation.py --cifar10 CIFAR10 > ablation.txt &
-
-CIFAR10 holds the images, and train_list.txt and test_list.txt with lines `path label`.
+    python scripts/cifar10.py; python scripts/fashion_mnist.py
+    nohup python scripts/experiments/ablation.py --cifar10 data/cifar10 > ablation.txt &
 
 Trains one teacher, mines a polluted pool, and trains every row of ablation_rows.py with every seed, one after the
 other. Interrupted and called again, it goes on; what is finished is kept. After each run it writes ablation.md, .json

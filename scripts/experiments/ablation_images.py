@@ -85,7 +85,7 @@ def read_list(path: Path) -> list[Line]:
         return [((path.parent / name).absolute(), int(label)) for name, label in lines]
     except OSError as error:
         raise UserError(
-            f"cannot read {path}: {error.strerror}. Expected train_list.txt and test_list.txt, lines `path label`"
+            f"cannot read {path}: {error.strerror}. Expected lines `path label`, as scripts/cifar10.py writes them"
         ) from error
     except ValueError as error:
         raise UserError(f"{path}: expected lines `path label` with a whole number ({error})") from error

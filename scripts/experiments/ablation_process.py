@@ -23,7 +23,13 @@ def call(module: str, arguments: Sequence[str], log: Path, *, keep_output: bool 
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", module, *arguments]
     with open(log, "a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE if keep_output else file, stderr=file, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE if keep_output else file,
+            stderr=file,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches it through us alone: asked twice, `distill` leaves without saving
+        )
         try:
             said, _ = process.communicate()
         except KeyboardInterrupt:

@@ -99,12 +99,12 @@ ROWS = {
         comparisons=(Comparison("symmetric_kl", 76.2, 77.1, MOBILE),),
     ),
     "pool_random": Row(
-        "15,360 images of the pool at random, in as many updates",
+        "images of the pool at random, as many as mining chose, in as many updates",
         "pool_random",
         comparisons=(Comparison("epochs_2x"),),
     ),
     "pool_mined": Row(
-        "15,360 images of the pool that mining chose, in as many updates (published: 4 M, in four times as many)",
+        "images that mining chose of the pool, at most 15,360, in as many updates (published: 4 M, four times the updates)",
         "ssld",
         "pool",
         comparisons=(Comparison("epochs_2x", 77.1, 78.5, MOBILE), Comparison("pool_random")),

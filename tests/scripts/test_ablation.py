@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +189,7 @@ def test_another_folder_of_images_is_refused(cifar10, tmp_path):
 def test_too_few_images_or_none_are_refused(cifar10, tmp_path):
     with pytest.raises(UserError, match="at least 512 training images of each class"):
         images.write_lists(cifar10, tmp_path, images.FULL)
-    with pytest.raises(UserError, match=r"cannot read .*train_list.txt.*lines `path label`"):
+    with pytest.raises(UserError, match=r"cannot read .*train_list.txt.*scripts/cifar10.py"):
         images.write_lists(tmp_path / "nowhere", tmp_path, images.QUICK)
     (tmp_path / "train_list.txt").write_text("image.png\n")
     with pytest.raises(UserError, match="expected lines `path label`"):
@@ -242,6 +245,25 @@ def test_in_small_it_runs_and_goes_on_where_it_was(cifar10, tmp_path):
     again = ablation(*options, "--rows", "kl,symmetric_kl")
     assert again.returncode == 0 and "run 1" not in again.stdout
     assert (tmp_path / "out" / "ablation.json").read_bytes() == before
+
+
+def test_interrupted_it_lets_the_run_save_and_goes_on(cifar10, tmp_path):
+    command = [sys.executable, str(EXPERIMENTS / "ablation.py"), "--cifar10", str(cifar10), "--quick", "--seeds", "1"]
+    command += ["--rows", "labels", "--output", str(tmp_path / "out")]
+    first = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    metrics = tmp_path / "out" / "runs" / "labels-seed0"
+    for _ in range(1000):  # until training has begun
+        if metrics.exists() or first.poll() is not None:
+            break
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to the whole group
+    said, _ = first.communicate(timeout=100)
+    assert first.returncode in (130, 0), said  # it may have been as good as finished
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
