@@ -104,7 +104,7 @@ ROWS = {
         comparisons=(Comparison("epochs_2x"),),
     ),
     "pool_mined": Row(
-        "images that mining chose of the pool, at most 15,360, in as many updates (published: 4 M, four times the updates)",
+        "images that mining chose, at most 15,360, in as many updates (published: 4 M, in four times as many)",
         "ssld",
         "pool",
         comparisons=(Comparison("epochs_2x", 77.1, 78.5, MOBILE), Comparison("pool_random")),
