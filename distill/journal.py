@@ -40,8 +40,8 @@ class Throughput:
             self.waiting += time.monotonic() - before
             if batch is None:
                 return
-            yield batch
             self.images += len(batch.labels)
+            yield batch
 
     def restart(self) -> tuple[float, float]:
         """Starts anew; returns images a second and the share of the time spent waiting for data."""

@@ -561,6 +561,11 @@ class Stage(Section):
         return section.group_size if section is not None else 1
 
     @property
+    def repeats_views(self) -> bool:
+        """Whether an image looks the same in every epoch, so that what was computed of it may be kept."""
+        return not self.view.is_random and self.mix_group_size == 1
+
+    @property
     def waits_for_labels(self) -> bool:
         """Whether other processes compute the teacher's answers."""
         labels = self.labels
@@ -670,6 +675,10 @@ class Recipe(Section):
     measured: Annotated[Result | None, Field(description="What it did reach here; absent: not yet run.")] = None
     runtime: RuntimeSection = RuntimeSection()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    def with_stage(self, number: int, stage: Stage) -> "Recipe":
+        """The recipe with another stage in place of stage `number`."""
+        return self.model_copy(update={"stages": (*self.stages[:number], stage, *self.stages[number + 1 :])})
 
     @field_validator("stages")
     @classmethod

@@ -6,6 +6,7 @@ temporary folder. `train_stage` itself runs it, so that whatever would fail ther
 
 import contextlib
 import io
+import itertools
 import signal
 import tempfile
 import time
@@ -161,7 +162,7 @@ def _rehearse_stage(
     if saved is None:
         raise RuntimeError(f"stage {stage.name} left no checkpoint")
     speeds = _speeds(run, short.stages[number])
-    keeps_features = _sees_again(stage) and any((run / "features").glob("*.features"))
+    keeps_features = stage.repeats_views and any((run / "features").glob("*.features"))
     sizes = {group: sum(a.nbytes for n, a in saved.tensors.items() if n.startswith(f"{group}.")) for group in _GROUPS}
     result = StageRehearsal(
         computing=speeds[0],
@@ -180,11 +181,6 @@ def _rehearse_stage(
         student_bytes=(own / "student.safetensors").stat().st_size,
     )
     return result, own / "student.safetensors"
-
-
-def _sees_again(stage: Stage) -> bool:
-    """Whether an image is the same in every epoch, so that what was computed of it may be kept."""
-    return not stage.view.is_random and stage.mix_group_size == 1
 
 
 def shortened(recipe: Recipe, number: int, check: StageCheck, steps: int, folder: Path) -> Recipe:
@@ -210,7 +206,7 @@ def shortened(recipe: Recipe, number: int, check: StageCheck, steps: int, folder
     peak = stage.optimizer.learning_rate * batch / stage.global_batch_size
     short = stage.model_copy(
         update={
-            "epochs": 2 if stage.labels is not None or _sees_again(stage) else 1,
+            "epochs": 2 if stage.labels is not None or stage.repeats_views else 1,
             "global_batch_size": batch,
             "data": stage.data.model_copy(
                 update={
@@ -239,8 +235,7 @@ def shortened(recipe: Recipe, number: int, check: StageCheck, steps: int, folder
             "features_folder": str(folder / "features"),
         }
     )
-    stages = (*recipe.stages[:number], short, *recipe.stages[number + 1 :])
-    return recipe.model_copy(update={"stages": stages, "runtime": runtime})
+    return recipe.with_stage(number, short).model_copy(update={"runtime": runtime})
 
 
 def _parts(sources: Sequence[AnySource], counts: Sequence[int], wanted: int) -> tuple[AnySource, ...]:
@@ -267,8 +262,7 @@ def _with_any_teacher(recipe: Recipe, number: int, check: StageCheck, folder: Pa
             model = model.model_copy(update={"weights": str(path)})
         models.append(model)
     teacher = stage.teacher.model_copy(update={"models": tuple(models)})
-    changed = stage.model_copy(update={"teacher": teacher})
-    return recipe.model_copy(update={"stages": (*recipe.stages[:number], changed, *recipe.stages[number + 1 :])})
+    return recipe.with_stage(number, stage.model_copy(update={"teacher": teacher}))
 
 
 def _train(recipe: Recipe, number: int, run: Path, device: Device, student: Path | None) -> None:
@@ -283,11 +277,9 @@ def _speeds(run: Path, stage: Stage) -> list[Speed]:
     entries = [entry for entry in read_metrics(run / "metrics.jsonl") if entry["kind"] == "train"]
     seen = [0, *(entry["images"] for entry in entries)]
     steps: list[tuple[int, float, float]] = []  # images, seconds, seconds of waiting for data
-    for place, entry in enumerate(entries):
-        # A batch counts when the next one is asked for, so a line's speed is of the batch before; the first has none.
-        counted = seen[place] - seen[max(0, place - 1)]
-        seconds = counted / entry["images_per_second"] if entry["images_per_second"] else 0.0
-        steps.append((seen[place + 1] - seen[place] if seconds else 0, seconds, seconds * entry["data_wait_share"]))
+    for entry, (before, after) in zip(entries, itertools.pairwise(seen), strict=True):
+        seconds = (after - before) / entry["images_per_second"] if after > before else 0.0
+        steps.append((after - before, seconds, seconds * entry["data_wait_share"]))
     length = len(steps) // stage.epochs
     epochs = [steps[start : start + length] for start in range(0, len(steps), length)]
     return [_speed(epoch[min(_WARM_UP_STEPS, length - 1) :]) for epoch in epochs]
