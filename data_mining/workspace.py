@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from distill.errors import RunError, UserError
-from distill.files import TEMPORARY_PREFIX, cannot_write, sync_folder, write_atomically
+from distill.files import TEMPORARY_PREFIX, cannot_write, locked, sync_folder, write_atomically
 
 FORMAT = 1
 """Part of every key: raise it when the code changes what an artefact holds."""
@@ -136,8 +136,7 @@ class Workspace:
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         """Makes jobs of different parts take turns; for the few files that they share."""
-        with open(self.root / f".{name}", "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.root / f".{name}"):
             yield
 
     def _lock(self, name: str, mode: int) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of a long run: a progress bar on a terminal, plain lines elsewhere."""
+"""What a person sees of a long run: a progress bar on a terminal, plain lines elsewhere; sizes and times in words."""
 
 import sys
 import time
@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 PLAIN_LINE_SECONDS = 15.0
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class _BarAboveFacts(Progress):
@@ -78,3 +80,24 @@ class Display:
         seconds = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         hours, rest = divmod(round(seconds), 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def readable_bytes(count: float) -> str:
+    """Decimal units and three digits, as disks are sold: "82.8 GB"."""
+    for unit in _UNITS:
+        if count < 999.5 or unit == _UNITS[-1]:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def readable_time(seconds: float) -> str:
+    """Two units at most: "3 d 4 h", "2 h 5 min", "40 s"."""
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    rest = max(round(seconds), 1)
+    parts: list[str] = []
+    for name, size in units:
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2])

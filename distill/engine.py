@@ -172,6 +172,11 @@ def relative_difference(received: Answers, expected: Answers) -> float:
     )
 
 
+def with_agreement(description: str, difference: float) -> str:
+    """What computes, and its `largest_difference` from the plain model."""
+    return f"{description} (within {difference:.1g} of the plain model)"
+
+
 def check_agreement(description: str, difference: float, precision: Precision) -> None:
     """Refuses an engine whose `largest_difference` from the plain model is beyond `TOLERANCE`, or NaN.
 

@@ -14,7 +14,6 @@ from distill.data.types import Batch, Failure
 from distill.display import Display
 from distill.engine import Engine, EngineKind, open_engine
 from distill.errors import RunError
-from distill.features import FeatureFolder
 from distill.metrics import topk_hits
 from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
@@ -44,20 +43,14 @@ class Evaluation:
         return asdict(self)
 
 
-def open_evaluation(stage: Stage, recipe: Recipe, features: FeatureFolder | None = None) -> EvaluationLoader:
-    """The evaluation images of a stage, with the features that `features` has of them.
+def open_evaluation(stage: Stage, recipe: Recipe) -> EvaluationLoader:
+    """The evaluation images of a stage.
 
     Raises:
         UserError: A source is empty or missing, or an image has no label.
     """
     source = open_sources(stage.evaluation.sources, recipe.num_classes)
-    return EvaluationLoader(
-        source,
-        stage.evaluation,
-        recipe.runtime,
-        data_format=recipe.model.data_format,
-        features=features.evaluation(source, stage.evaluation) if features is not None else None,
-    )
+    return EvaluationLoader(source, stage.evaluation, recipe.runtime, data_format=recipe.model.data_format)
 
 
 def measure(

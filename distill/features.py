@@ -22,9 +22,9 @@ import numpy as np
 
 from distill.data.sources import Images
 from distill.data.types import FloatArray, IntArray, KnownFeatures
+from distill.display import readable_bytes
 from distill.errors import RunError
 from distill.files import write_atomically
-from distill.labels.inventory import readable_bytes
 from distill.recipe import CenterCrop, EvaluationSection, Stage, ViewSection
 
 FORMAT = 1
@@ -134,8 +134,7 @@ class FeatureFolder:
         Raises:
             RunError: The folder cannot be written.
         """
-        changes = stage.view.is_random or stage.mix_group_size > 1
-        return None if changes else self._store(images, stage.view)
+        return self._store(images, stage.view) if stage.repeats_views else None
 
     def evaluation(self, images: Images, section: EvaluationSection) -> FeatureStore:
         """The store of the images that a student is measured on; raises as `training`."""

@@ -1,7 +1,9 @@
-"""Writing that survives a crash: a file is either the old one or the whole new one."""
+"""Writing that survives a crash, a file being the old one or the whole new one; and one writer at a time."""
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from distill.errors import RunError
@@ -49,6 +51,22 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock, which ends with the process at the latest; waits for whoever has it.
+
+    Args:
+        path: A folder, or a file, which is made.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 

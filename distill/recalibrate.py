@@ -83,9 +83,7 @@ def recalibrate_stage(model: nn.Layer, recipe: Recipe, number: int, images: Imag
     if stage.recalibrate_bn is None:
         raise ValueError(f"stage {stage.name} has no recalibrate_bn")
     plain = stage.model_copy(update={"mixup": None, "cutmix": None, "teacher": None})
-    loader = TrainLoader(
-        images, plain, recipe.runtime, seed=recipe.seed, stage_index=number, data_format=recipe.model.data_format
-    )
+    loader = TrainLoader.of_stage(recipe.with_stage(number, plain), number, images)
     wanted = min(stage.recalibrate_bn.images, len(images))
     size = stage.device_batch_size
     parts = [

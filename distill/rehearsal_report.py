@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.display import readable_bytes, readable_time
 from distill.errors import UserError
-from distill.labels.estimate import readable_time
-from distill.labels.inventory import readable_bytes
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.parallel import Device, DeviceKind, setup_process

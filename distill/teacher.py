@@ -10,7 +10,14 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
-from distill.engine import Precision, check_agreement, check_support, open_engine, relative_difference
+from distill.engine import (
+    Precision,
+    check_agreement,
+    check_support,
+    open_engine,
+    relative_difference,
+    with_agreement,
+)
 from distill.errors import UserError
 from distill.losses.log_probabilities import log_softmax
 from distill.models import build_model
@@ -170,7 +177,7 @@ class _Member:
         received = {name: value.numpy() for name, value in self.answer(noise, taps, "NCHW").items()}
         difference = relative_difference(received, expected)
         check_agreement(f"eager Paddle, {precision}", difference, precision)
-        self.description = _described(f"eager Paddle, {precision}", difference)
+        self.description = with_agreement(f"eager Paddle, {precision}", difference)
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
         mixed = self._precision != "float32"
@@ -201,15 +208,10 @@ class _EngineMember:
             data_format=member.model.data_format,
             check_px=check_px,
         )
-        self.description = _described(self._engine.description, self._engine.largest_difference)
+        self.description = with_agreement(self._engine.description, self._engine.largest_difference)
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
         return {name: paddle.to_tensor(value) for name, value in self._engine(images.numpy()).items()}
-
-
-def _described(description: str, difference: float) -> str:
-    """The engine, and how far its answers are from the plain model's, relative to the largest one."""
-    return f"{description} (within {difference:.1g} of the plain model)"
 
 
 def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:

@@ -12,15 +12,16 @@ import numpy as np
 import paddle
 
 from distill import checkpoint
+from distill.data.failures import check_undecodable
 from distill.data.loader import EvaluationLoader, TrainLoader
 from distill.data.sources import Images, open_sources
 from distill.data.types import Batch
-from distill.errors import RunError
-from distill.evaluate import Evaluation, open_evaluation
+from distill.display import readable_bytes
+from distill.evaluate import Evaluation
 from distill.features import FeatureStore
 from distill.journal import Journal
 from distill.labels.builders import teacher_processes
-from distill.labels.inventory import describe_labels, readable_bytes
+from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.waiting import arrived
 from distill.learner import Learner
@@ -90,23 +91,17 @@ def train_stage(
     folder = stage_folder(run, recipe, number)
     folder.mkdir(parents=True, exist_ok=True)
     source = open_sources(stage.data.sources, recipe.num_classes)
+    evaluation_images = open_sources(stage.evaluation.sources, recipe.num_classes)
+    evaluation_loader = EvaluationLoader.of_stage(recipe, number, evaluation_images)  # a wrong list is told at once
     labels = open_labels(recipe, number, source)
     learner = Learner(recipe, number, device, start_from, labels)
     position = start_or_resume(learner, recipe, number, source, folder / "checkpoints")
     learner.open_trunk()
     features = open_features(learner.trunk, recipe, number, folder / "features")
     kept = features.training(source, stage) if features is not None else None
-    loader = TrainLoader(
-        source,
-        stage,
-        recipe.runtime,
-        seed=recipe.seed,
-        stage_index=number,
-        data_format=recipe.model.data_format,
-        labels=labels,
-        features=kept,
-    )
-    evaluation_loader = open_evaluation(stage, recipe, features)
+    if features is not None:
+        evaluation_loader = evaluation_loader.with_features(features.evaluation(evaluation_images, stage.evaluation))
+    loader = TrainLoader.of_stage(recipe, number, source, labels=labels, features=kept)
 
     saver = Saver(recipe, folder / "checkpoints", learner, position)
     last_step = stage.epochs * loader.steps_per_epoch
@@ -117,8 +112,9 @@ def train_stage(
             journal.display.say(line)
         records = StepRecords()
         batches = loader.batches(position.step, last_step)
-        batches = arrived(batches, labels, recipe, number, builders, stop, journal.display.say)
-        batches = journal.throughput.timed(batches)
+        batches = journal.throughput.timed(
+            arrived(batches, labels, recipe, number, builders, stop, journal.display.say)
+        )
         for step in range(position.step, last_step):
             rate = learning_rate(
                 step,
@@ -136,9 +132,7 @@ def train_stage(
                 means = records.drain()  # stops here when a loss was not finite: never save behind one
                 journal.training(step=position.step, images=position.images, rate=rate, terms=means)
             if into_epoch == 0:
-                position.undecodable = 0
-                if epoch % stage.evaluation.every_epochs == 0 or epoch == stage.epochs:
-                    evaluate_epoch(learner, evaluation_loader, folder, position, journal)
+                end_epoch(epoch, learner, evaluation_loader, folder, position, journal)
             if save_now:
                 saver.save()
             if stopping is not None:
@@ -267,20 +261,20 @@ def note_failures(batch: Batch, position: Position, stage: Stage, images: int, j
     for failure in batch.failures:
         journal.undecodable(batch.step + 1, failure)
     position.undecodable += len(batch.failures)
-    fraction = stage.data.max_undecodable_fraction
-    if position.undecodable > fraction * images:
-        raise RunError(
-            f"{position.undecodable} of the {images} images of this epoch cannot be decoded; "
-            f"stages.{stage.name}.data.max_undecodable_fraction {fraction:g} allows {fraction * images:g}. The last: "
-            f"{batch.failures[-1].name}: {batch.failures[-1].reason}. All are in metrics.jsonl. Mend or remove them"
-        )
+    check_undecodable(
+        stage, batch.epoch, position.undecodable, images, batch.failures, listed="All are in metrics.jsonl."
+    )
 
 
-def evaluate_epoch(
-    learner: Learner, loader: EvaluationLoader, folder: Path, position: Position, journal: Journal
+def end_epoch(
+    epoch: int, learner: Learner, loader: EvaluationLoader, folder: Path, position: Position, journal: Journal
 ) -> None:
-    """Measures the student (and its average), notes it, and keeps the weights if they are the best so far."""
-    averaged = learner.stage.ema_decay is not None
+    """Where epoch number `epoch`, from 1, asks for it: measures the student (and its average) and keeps the best."""
+    position.undecodable = 0
+    stage = learner.stage
+    if epoch % stage.evaluation.every_epochs and epoch != stage.epochs:
+        return
+    averaged = stage.ema_decay is not None
     evaluation = learner.evaluate(loader)
     journal.evaluation(position.step, evaluation, learner.evaluate(loader, plain=True) if averaged else None)
     position.evaluation = evaluation.as_dict()

@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor, nn
 
 from distill.data.types import Batch
-from distill.engine import Engine, open_engine
+from distill.engine import Engine, open_engine, with_agreement
 from distill.errors import RunError
 from distill.features import FeatureFolder
 from distill.normalization import normalize
@@ -57,8 +57,7 @@ class Trunk:
             except RunError as error:
                 self.description = f"eager Paddle ({error})"
         if self._engine is not None:
-            near = f"within {self._engine.largest_difference:.1g} of the plain model"
-            self.description = f"{self._engine.description} ({near})"
+            self.description = with_agreement(self._engine.description, self._engine.largest_difference)
 
     @property
     def width(self) -> int:

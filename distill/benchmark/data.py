@@ -291,14 +291,7 @@ class _Batch:
 def _measure_loader(source: Images, recipe: Recipe, stage_index: int, threads: int, seconds: float) -> LoaderRun:
     """Takes batches from the loader as fast as they come, for about `seconds`."""
     runtime = recipe.runtime.model_copy(update={"loader_threads": threads})
-    loader = TrainLoader(
-        source,
-        recipe.stages[stage_index],
-        runtime,
-        seed=recipe.seed,
-        stage_index=stage_index,
-        data_format=recipe.model.data_format,
-    )
+    loader = TrainLoader.of_stage(recipe.model_copy(update={"runtime": runtime}), stage_index, source)
     run = LoaderRun(threads, runtime.loader_processes, 0.0, None, 0.0)
     first = threads * loader.steps_per_epoch  # epochs of its own: not what the measurement before has just read
     batches = loader.batches(first, first + 10**9)

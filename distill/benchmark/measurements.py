@@ -1,17 +1,14 @@
 """The accuracies that a user measured: one file of JSON lines, to which `distill evaluate --record` adds."""
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
-from distill.files import cannot_write, write_atomically
+from distill.files import cannot_write, locked, write_atomically
 from distill.models.specs import SPECS
 
 if TYPE_CHECKING:
@@ -125,7 +122,7 @@ def record(path: Path, found: Measurement) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
+        with locked(path.parent):
             kept = path.read_text(encoding="utf-8") if path.exists() else ""
             _parse(kept, path)
             write_atomically(path, f"{kept}{json.dumps(asdict(found))}\n")
@@ -181,14 +178,3 @@ def _hardware(device: "Device", processor: str) -> str:
     import paddle
 
     return str(paddle.device.cuda.get_device_name())
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, without leaving a file in it: two that add at once lose no line."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

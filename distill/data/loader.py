@@ -4,10 +4,11 @@ Grain's elements are whole micro-batches: `element k` is a pure function of k, s
 a resume at any step give the same batches.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ from distill.data.types import (
 )
 from distill.data.watch import StuckReading, reading, watched
 from distill.errors import RunError, UserError
-from distill.recipe import EvaluationSection, RuntimeSection, Stage
+from distill.recipe import EvaluationSection, Recipe, RuntimeSection, Stage
 
 DataFormat = Literal["NCHW", "NHWC"]
 
@@ -74,6 +75,28 @@ class TrainLoader:
         self._batches = _TrainBatches(source, stage, self.plan, seed, stage_index, data_format, labels, features)
         self._runtime = runtime
 
+    @classmethod
+    def of_stage(
+        cls,
+        recipe: Recipe,
+        number: int,
+        source: ImageSource,
+        *,
+        labels: LabelSource | None = None,
+        features: FeatureSource | None = None,
+    ) -> Self:
+        """The loader of stage `number` of a recipe, on one rank."""
+        return cls(
+            source,
+            recipe.stages[number],
+            recipe.runtime,
+            seed=recipe.seed,
+            stage_index=number,
+            data_format=recipe.model.data_format,
+            labels=labels,
+            features=features,
+        )
+
     @property
     def steps_per_epoch(self) -> int:
         """Updates an epoch."""
@@ -113,7 +136,6 @@ class EvaluationLoader:
         data_format: Layout of the images.
         rank: This process; it gets the batches rank, rank + world_size, ...
         world_size: Number of processes that evaluate together.
-        features: The feature store to look every batch up in.
 
     Raises:
         UserError: An image has no label.
@@ -128,7 +150,6 @@ class EvaluationLoader:
         data_format: DataFormat = "NCHW",
         rank: int = 0,
         world_size: int = 1,
-        features: FeatureSource | None = None,
     ) -> None:
         unlabelled = np.flatnonzero(source.labels == UNLABELLED)
         if len(unlabelled):
@@ -136,9 +157,20 @@ class EvaluationLoader:
                 f"evaluation needs a label for every image: {len(unlabelled)} of {len(source)} have none, "
                 f"the first is {source.name(int(unlabelled[0]))}"
             )
-        self._batches = _EvaluationBatches(source, evaluation, data_format, features)
+        self._batches = _EvaluationBatches(source, evaluation, data_format, None)
         self._numbers = range(rank, -(-len(source) // evaluation.batch_size), world_size)
         self._runtime = runtime
+
+    @classmethod
+    def of_stage(cls, recipe: Recipe, number: int, source: ImageSource) -> Self:
+        """The loader of what stage `number` of a recipe is measured on, on one rank."""
+        return cls(source, recipe.stages[number].evaluation, recipe.runtime, data_format=recipe.model.data_format)
+
+    def with_features(self, features: FeatureSource) -> Self:
+        """The same batches, each looked up in a feature store."""
+        loader = copy.copy(self)
+        loader._batches = replace(self._batches, features=features)
+        return loader
 
     def __len__(self) -> int:
         """Batches of this rank."""

@@ -20,12 +20,13 @@ from typing import Self
 
 import numpy as np
 
+from distill.data.failures import check_undecodable
 from distill.data.loader import TrainLoader
 from distill.data.sampler import MicroBatch
 from distill.data.sources import open_sources
 from distill.data.types import Batch
 from distill.display import Display
-from distill.errors import RunError, UserError
+from distill.errors import UserError
 from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.store import LabelStore
@@ -132,15 +133,7 @@ def build_labels(
         raise ValueError(f"stage {stage.name} has no teacher.labels")
     view_epochs = dict.fromkeys(stage.view_epoch(epoch) for epoch in epochs or range(stage.epochs))
     todo = _missing_blocks(store, blocks_of(store, view_epochs, share or Share()))
-    loader = TrainLoader(
-        source,
-        stage,
-        recipe.runtime,
-        seed=recipe.seed,
-        stage_index=number,
-        data_format=recipe.model.data_format,
-        labels=store,
-    )
+    loader = TrainLoader.of_stage(recipe, number, source, labels=store)
     teacher = StoredTeacher(store, partial(open_teacher, recipe, number, device))
     with Display(f"labels {stage.name}", sum(todo.values()), unit="image") as display:
         for line in describe_labels(store, stage):
@@ -274,13 +267,7 @@ class _Progress:
             self._display.say(f"cannot decode {failure.name}: {failure.reason} (no soft label)")
         self.built.undecodable += len(batch.failures)
         self._failures[batch.epoch] += len(batch.failures)
-        fraction = stage.data.max_undecodable_fraction
-        if self._failures[batch.epoch] > fraction * images:
-            raise RunError(
-                f"{self._failures[batch.epoch]} of the {images} images of epoch {batch.epoch} cannot be decoded; "
-                f"stages.{stage.name}.data.max_undecodable_fraction {fraction:g} allows {fraction * images:g}. "
-                f"The last: {batch.failures[-1].name}: {batch.failures[-1].reason}. Mend or remove them"
-            )
+        check_undecodable(stage, batch.epoch, self._failures[batch.epoch], images, batch.failures)
 
     def computed(self, batch: Batch) -> None:
         """Notes the answers of a batch."""

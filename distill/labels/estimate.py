@@ -6,7 +6,8 @@ import numpy as np
 import paddle
 
 from distill.data.sources import open_sources
-from distill.labels.inventory import describe_layout, readable_bytes, take_inventory
+from distill.display import readable_bytes, readable_time
+from distill.labels.inventory import describe_layout, take_inventory
 from distill.labels.manifest import label_store, missing_weights
 from distill.labels.store import LabelStore
 from distill.parallel import Device
@@ -64,18 +65,6 @@ def measure_teacher(recipe: Recipe, number: int, device: Device) -> tuple[float,
         teacher(images)["logits"].numpy()
         done += len(images)
     return done / elapsed, " and ".join(dict.fromkeys(teacher.engines))
-
-
-def readable_time(seconds: float) -> str:
-    """Two units at most: "3 d 4 h", "2 h 5 min", "40 s"."""
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    rest = max(round(seconds), 1)
-    parts: list[str] = []
-    for name, size in units:
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count} {name}")
-    return " ".join(parts[:2])
 
 
 def _unit(stage: Stage) -> str:

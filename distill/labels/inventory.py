@@ -7,8 +7,6 @@ from distill.labels.manifest import missing_weights
 from distill.labels.store import LabelStore
 from distill.recipe import Recipe, Stage
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-
 
 @dataclass(frozen=True)
 class Inventory:
@@ -86,12 +84,3 @@ def describe_layout(store: LabelStore) -> str:
         else f"top {layout.kept:,} of {layout.num_classes:,} classes"
     )
     return f"{classes}, {layout.record_bytes:,} B each"
-
-
-def readable_bytes(count: float) -> str:
-    """Decimal units and three digits, as disks are sold: "82.8 GB"."""
-    for unit in _UNITS:
-        if count < 999.5 or unit == _UNITS[-1]:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError

@@ -7,10 +7,10 @@ from typing import Any
 
 from distill.data.sources import Images
 from distill.errors import RunError, UserError
-from distill.files import write_atomically
+from distill.files import locked, write_atomically
 from distill.labels import store as sizes
 from distill.labels.records import FORMAT, Layout
-from distill.labels.store import LabelStore, locked
+from distill.labels.store import LabelStore
 from distill.recipe import Recipe, Stage, TeacherModel
 from distill.weights.files import sha256_of
 
@@ -61,7 +61,8 @@ def label_store(recipe: Recipe, number: int, images: Images, *, create: bool) ->
     key = store_key(recipe, number, images)
     path = folder / MANIFEST
     if create and not path.exists():
-        _create(path, {"key": _known(key, stage), "sizes": _new_sizes(stage)})
+        _require_weights(stage)
+        _create(path, {"key": key, "sizes": _new_sizes(stage)})
     kept = _read(path) if path.exists() else {"key": key, "sizes": _new_sizes(stage)}
     _check_fits(folder, kept["key"], key)
     return LabelStore(
@@ -127,13 +128,12 @@ def _new_sizes(stage: Stage) -> dict[str, int]:
     return {"block_positions": -(-sizes.BLOCK_POSITIONS // group) * group, "shard_blocks": sizes.SHARD_BLOCKS}
 
 
-def _known(key: dict[str, Any], stage: Stage) -> dict[str, Any]:
+def _require_weights(stage: Stage) -> None:
     if absent := missing_weights(stage):
         folder = stage.labels.folder if stage.labels is not None else ""
         raise UserError(
             f"Cannot read the weights {', '.join(absent)}: {folder} holds no soft labels yet, so the teacher is needed"
         )
-    return key
 
 
 def _create(path: Path, content: dict[str, Any]) -> None:

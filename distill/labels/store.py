@@ -14,7 +14,6 @@ ones, and a torn one fails its own check and counts as empty.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 
 from distill.data.types import IntArray, LabelSlot
 from distill.errors import RunError
-from distill.files import cannot_write, sync_folder, write_atomically
+from distill.files import cannot_write, locked, sync_folder, write_atomically
 from distill.labels.records import FORMAT, Layout, Rows, Status, status_of, with_checks
 
 BLOCK_POSITIONS = 4096
@@ -324,17 +323,6 @@ class LabelStore:
 
     def _file_bytes(self, shard: Shard) -> int:
         return _HEADER_BYTES + len(shard) * self.layout.record_bytes
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file, which is made; it ends with the process at the latest."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @lru_cache(maxsize=16)

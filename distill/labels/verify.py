@@ -87,15 +87,7 @@ def verify_labels(recipe: Recipe, number: int, device: Device, *, samples: int, 
     if samples and stage.teacher is not None and (parts := list(_sampled(store, samples, set(result.damaged)))):
         precision = stage.teacher.precision
         result.exactly = precision == "float32" and uses_predictor(stage.teacher, device)
-        loader = TrainLoader(
-            source,
-            stage,
-            recipe.runtime,
-            seed=recipe.seed,
-            stage_index=number,
-            data_format=recipe.model.data_format,
-            labels=store,
-        )
+        loader = TrainLoader.of_stage(recipe, number, source, labels=store)
         teacher = StoredTeacher(store, partial(open_teacher, recipe, number, device))
         with Display(f"compare {stage.name}", len(parts), unit="batch") as display:
             for done, batch in enumerate(loader.views(parts), 1):
