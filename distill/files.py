@@ -1,8 +1,10 @@
 """Writing that survives a crash, a file being the old one or the whole new one; and one writer at a time."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_regular(path: Path | str | bytes) -> None:
+    """Checks that a file can be read to its end: opening a pipe without a writer, for one, waits for ever.
+
+    Raises:
+        OSError: It is missing, a folder, a pipe, a socket or a device.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.ENXIO, "not a regular file")
 
 
 @contextlib.contextmanager

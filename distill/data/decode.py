@@ -1,4 +1,4 @@
-"""Encoded bytes to RGB: JPEG by libjpeg-turbo, everything else by OpenCV."""
+"""Encoded bytes to RGB: JPEG by libjpeg-turbo; PNG, WebP, BMP, TIFF and GIF by OpenCV."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -7,10 +7,8 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from distill.data.image_header import FORMATS, MAX_PIXELS, announced_size
 from distill.data.types import Image, ImageRows, UndecodableImage
-
-# What a hostile header of some bytes can make us allocate: 3 bytes a pixel.
-MAX_PIXELS = 2**28
 
 # libjpeg's remark on bytes that no pixel depends on. All its other remarks mean lost pixels.
 _HARMLESS = "extraneous bytes before marker"
@@ -30,8 +28,8 @@ def decode_image(data: bytes, name: str) -> Image:
     """Decodes an image as OpenCV's `imread` does, which the published accuracies were measured with.
 
     Grey is repeated to three channels, CMYK converted, alpha dropped, 16 bits reduced to the upper 8, the EXIF
-    orientation applied. A JPEG that ends early or whose data are damaged is refused: the decoders would
-    fill the rest with grey.
+    orientation applied, the first picture of an animation taken. A JPEG that ends early or whose data are damaged is
+    refused: the decoders would fill the rest with grey.
 
     Args:
         data: The whole file.
@@ -41,7 +39,7 @@ def decode_image(data: bytes, name: str) -> Image:
         uint8 [H, W, 3], RGB, contiguous.
 
     Raises:
-        UndecodableImage: Not an image, a damaged one, or one of more than MAX_PIXELS.
+        UndecodableImage: Not an image of FORMATS, a damaged one, or one of more than MAX_PIXELS.
     """
     _check_not_empty(data, name)
     if data.startswith(b"\xff\xd8"):
@@ -122,9 +120,14 @@ def _jpeg_size(data: bytes, name: str) -> tuple[int, int, str]:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise UndecodableImage(name, f"damaged JPEG: {error}") from None
+    _check_size(height, width, name)
+    return height, width, colours
+
+
+def _check_size(height: int, width: int, name: str) -> None:
+    """Before anything is allocated: a header of some bytes may announce any size."""
     if height * width > MAX_PIXELS:
         raise UndecodableImage(name, f"{width} x {height} px are more than {MAX_PIXELS} pixels")
-    return height, width, colours
 
 
 def _decode_jpeg(data: bytes, name: str) -> Image:
@@ -147,12 +150,20 @@ def _jpeg_pixels(data: bytes, name: str) -> Image:
 
 def _decode_other(data: bytes, name: str) -> Image:
     try:
+        size = announced_size(data)
+    except ValueError as error:
+        raise UndecodableImage(name, f"damaged: {error}") from None
+    if size is None:
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise UndecodableImage(name, f"no {known} file (it starts with {data[:8]!r})")
+    _check_size(*size, name)
+    try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise UndecodableImage(name, f"OpenCV cannot decode it: {error.err or error}") from None
     if image is None:
-        raise UndecodableImage(name, f"damaged, or not an image (the file starts with {data[:8]!r})")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
+        raise UndecodableImage(name, "damaged, or of a kind that OpenCV does not decode")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)  # type: ignore[no-any-return]
 
 
 Segment = tuple[int, int, int]

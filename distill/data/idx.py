@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from distill.data.types import UNLABELLED, Image, IntArray
 from distill.errors import UserError
+from distill.files import check_regular
+
+MAX_BYTES = 2**32
+"""Of a file's content, which is held in memory."""
 
 _UNSIGNED_BYTE = 0x08
 
@@ -83,22 +87,33 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     Raises:
         UserError: Missing, damaged, or another kind of file.
     """
-    data = _read(path)
-    if data[:4] != bytes([0, 0, _UNSIGNED_BYTE, dimensions]):
-        raise UserError(
-            f"{path}: not an IDX file of bytes with {dimensions} dimension(s): expected it to start with "
-            f"{bytes([0, 0, _UNSIGNED_BYTE, dimensions]).hex()}, received {data[:4].hex() or 'an empty file'}"
-        )
     header = 4 + 4 * dimensions
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, header, 4)]
-    if len(data) - header != math.prod(shape) or 0 in shape:
-        raise UserError(f"{path}: its header announces {shape}, but {max(len(data) - header, 0)} bytes of data follow")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
-def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+        check_regular(path)
+        with path.open("rb") as plain:
+            is_compressed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_compressed else path.open("rb") as file:
+            shape = _shape(file.read(header), dimensions, path)
+            # One byte more than announced, and no more: a small gzip can hold gigabytes.
+            data = file.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    if len(data) != math.prod(shape):
+        found = f"{len(data)} bytes" if len(data) < math.prod(shape) else f"more than {math.prod(shape)} bytes"
+        raise UserError(f"{path}: its header announces {shape}, but {found} of data follow")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _shape(header: bytes, dimensions: int, path: Path) -> list[int]:
+    expected = bytes([0, 0, _UNSIGNED_BYTE, dimensions])
+    if header[:4] != expected:
+        raise UserError(
+            f"{path}: not an IDX file of bytes with {dimensions} dimension(s): expected it to start with "
+            f"{expected.hex()}, received {header[:4].hex() or 'an empty file'}"
+        )
+    if len(header) < 4 + 4 * dimensions:
+        raise UserError(f"{path}: it ends in its header")
+    shape = [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]
+    if 0 in shape or math.prod(shape) > MAX_BYTES:
+        raise UserError(f"{path}: its header announces {shape}, expected between 1 and {MAX_BYTES} bytes")
+    return shape

@@ -19,6 +19,7 @@ from distill.data.decode import decode_image, open_image
 from distill.data.tar_member import parse_member_path
 from distill.data.types import UNLABELLED, Image, ImageRows, IntArray, UndecodableImage
 from distill.errors import UserError
+from distill.files import check_regular
 
 Text = NDArray[np.uint8]
 
@@ -38,7 +39,11 @@ _FAULT_OF_THE_FILE = {
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENXIO,
+    errno.EFBIG,
 }
+
+MAX_FILE_BYTES = 2**30
+"""The largest file that is read as an image: a sparse file of any size costs its maker nothing."""
 
 
 class ImageFiles:
@@ -148,6 +153,7 @@ def open_image_list(path: Path, root: Path, num_classes: int | None) -> ImageFil
     """
     check_folder(root, "root")
     try:
+        check_regular(path)
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
         columns = _read_parquet(path, num_classes) if is_parquet else _read_text(path, num_classes)
@@ -172,7 +178,8 @@ def read_encoded(path: bytes) -> bytes:
     """The bytes of a file, or of a tar's member.
 
     Raises:
-        OSError: It is missing, forbidden, not a regular file, or the tar is shorter than the member's place.
+        OSError: It is missing, forbidden, not a regular file, larger than MAX_FILE_BYTES, or the tar is shorter than
+            the member's place.
     """
     member = parse_member_path(path)
     if member is None:
@@ -200,7 +207,10 @@ def _read_regular_file(path: bytes, offset: int = 0, size: int = -1) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.ENXIO, "not a regular file")
         there = max(0, status.st_size - offset)
-        return _read_part(descriptor, offset, there if size < 0 else min(size, there))
+        wanted = there if size < 0 else min(size, there)
+        if wanted > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"{wanted} bytes are more than {MAX_FILE_BYTES}")
+        return _read_part(descriptor, offset, wanted)
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,7 @@
 import gzip
+import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -46,8 +48,8 @@ def test_without_labels(written):
         (b"hello", "expected it to start with 00000803, received 68656c6c"),
         (idx(LABELS), "expected it to start with 00000803, received 00000801"),
         (idx(PIXELS)[:-1], r"announces \[5, 4, 3\], but 59 bytes"),
-        (idx(PIXELS) + b"\0", r"announces \[5, 4, 3\], but 61 bytes"),
-        (idx(PIXELS)[:9], "but 0 bytes"),
+        (idx(PIXELS) + b"\0", r"announces \[5, 4, 3\], but more than 60 bytes"),
+        (idx(PIXELS)[:9], "it ends in its header"),
         (idx(PIXELS[:0]), r"announces \[0, 4, 3\]"),
         (bytes([0, 0, 8, 3]) + b"\xff" * 12, "announces"),
         (gzip.compress(idx(PIXELS))[:-9], "cannot be read"),
@@ -59,6 +61,25 @@ def test_damaged_files(written, data, message):
     with pytest.raises(UserError, match=message) as error:
         read_idx(path, 3)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_what_a_small_gzip_holds_is_not_unpacked_beyond_what_is_announced(written):
+    bomb = gzip.compress(idx(PIXELS) + bytes(2**26), compresslevel=1)
+    path = written("i", bomb)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="but more than 60 bytes"):
+            read_idx(path, 3)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "i")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_idx(tmp_path / "i", 3)
 
 
 def test_a_missing_file(tmp_path):
