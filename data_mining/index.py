@@ -6,11 +6,9 @@ nowhere else: the rows of the index are the images that the other stages number.
 
 import functools
 import os
-import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,11 +20,12 @@ from data_mining.executors import map_shards
 from data_mining.pixels import perceptual_hash, pixels_sha256
 from data_mining.recipe import MiningRecipe
 from data_mining.shards import POOL, Shard, check_unchanged, members_path, set_names, shards_of, to_do
+from data_mining.tars import Member, tar_members
 from data_mining.workspace import StageReport, Workspace, make_key, read_table, stopwatch, write_table
-from distill.data.class_folders import IMAGE_SUFFIXES
 from distill.data.decode import decode_image
+from distill.data.image_list import read_encoded
 from distill.data.tar_member import member_path
-from distill.data.types import UNLABELLED, Image, IntArray, UndecodableImage
+from distill.data.types import Image, IntArray, UndecodableImage
 from distill.errors import RunError, UserError
 
 STAGE = "index"
@@ -47,25 +46,6 @@ SCHEMA = pa.schema(
 FAILURES = pa.schema([("path", pa.string()), ("tar", pa.string()), ("reason", pa.string())])
 
 _OPEN_TARS = 64
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image of a shard that is yet to be read.
-
-    Attributes:
-        path: Absolute; in a tar the member's name.
-        tar: Absolute, None for a file.
-        offset: In bytes, 0 for a file.
-        size: In bytes, -1 for a file: to its end.
-        label: -1 is unlabelled.
-    """
-
-    path: str
-    tar: str | None
-    offset: int
-    size: int
-    label: int
 
 
 # --- what other stages need ---------------------------------------------------------------------
@@ -145,7 +125,7 @@ class Reader:
         """
         name = path if tar is None else f"{tar}: {path}"
         try:
-            data = _read_file(path) if tar is None else self._read_tar(tar, size, offset)
+            data = read_encoded(os.fsencode(path)) if tar is None else self._read_tar(tar, size, offset)
         except OSError as error:
             raise RunError(f"{name} was indexed but cannot be read now: {error.strerror}. Put it back") from error
         if len(data) != size:
@@ -253,68 +233,10 @@ def _members(workspace: Workspace, shard: Shard, failures: list[tuple[str, str |
 def _read_member(member: Member) -> bytes:
     try:
         if member.tar is None:
-            return _read_file(member.path)
-        with open(member.tar, "rb") as file:
-            return os.pread(file.fileno(), member.size, member.offset)
+            return read_encoded(os.fsencode(member.path))
+        return read_encoded(os.fsencode(member_path(member.tar, member.offset, member.size)))
     except OSError as error:
         raise UndecodableImage(member.path, f"cannot be read: {error.strerror}") from error
-
-
-def _read_file(path: str) -> bytes:
-    from distill.data.image_list import read_encoded
-
-    return read_encoded(os.fsencode(path))
-
-
-def tar_members(path: str, failures: list[tuple[str, str | None, str]]) -> list[Member]:
-    """The images of a tar in its order; WebDataset's `stem.cls`, a whole number, is the label of `stem.*`.
-
-    Args:
-        path: The tar.
-        failures: Gets a row for each member that is no plain file, and for a damaged or truncated tar: what
-            lies after the damage is lost, what lies before it is used.
-    """
-    found: list[Member] = []
-    labels: dict[str, int] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                suffix = os.path.splitext(member.name)[1].lower()
-                if suffix == ".cls" and member.isreg():
-                    labels[_stem(member.name)] = _label(tar, member)
-                elif suffix in IMAGE_SUFFIXES and not member.isdir():
-                    if member.isreg() and not member.issparse():
-                        found.append(Member(member.name, path, member.offset_data, member.size, UNLABELLED))
-                    else:
-                        failures.append((member.name, path, "a link, or a sparse file, inside a tar"))
-            _check_end(path, tar.offset)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        failures.append(("", path, f"the tar is damaged or truncated, members are lost: {error}"))
-        found = [member for member in found if member.offset + member.size <= os.path.getsize(path)]
-    return [Member(m.path, m.tar, m.offset, m.size, labels.get(_stem(m.path), UNLABELLED)) for m in found]
-
-
-def _check_end(path: str, offset: int) -> None:
-    """A tar that was cut between two members lacks the zeros that end a tar, and tarfile says nothing."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("it has no end mark")
-
-
-def _stem(name: str) -> str:
-    folder, base = os.path.split(name)
-    return os.path.join(folder, base.split(".", 1)[0])
-
-
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    file = tar.extractfile(member)
-    text = file.read(32) if file else b""
-    try:
-        label = int(text)
-    except ValueError:
-        return UNLABELLED
-    return label if 0 <= label < 2**31 else UNLABELLED
 
 
 def _table(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:

@@ -157,6 +157,8 @@ def _list_tars(source: TarSource) -> Iterator[Shard]:
     if not paths:
         raise UserError(f"{source.path}: there is no such tar file")
     for path in map(os.path.abspath, paths):
+        if printable(os.fsencode(path)) != path:
+            raise UserError(f"{printable(os.fsencode(path))}: expected a name in UTF-8: rename the file")
         if not path.endswith(".tar"):
             raise UserError(f"{path}: expected a file *.tar. A compressed tar has no random access: unpack it first")
         status = os.stat(path)
@@ -193,7 +195,7 @@ def _list_folder(workspace: Workspace, source: FolderSource, size: int) -> Itera
             listing = [[name.decode(errors="surrogateescape"), *identity] for name, *identity in some]
             folder_name = os.fsdecode(folder)
             key = make_key("folder", {"folder": folder_name, "label": label, "files": listing})
-            shard = Shard(key, "files", f"{_printable(folder)}, images {first + 1}-{first + len(some)}")
+            shard = Shard(key, "files", f"{printable(folder)}, images {first + 1}-{first + len(some)}")
             if not (path := members_path(workspace, shard)).exists():
                 _write_members(path, [os.path.join(folder, name) for name, *_ in some], [label] * len(some))
             empty = False
@@ -215,7 +217,7 @@ def _walk(folder: bytes, visited: set[tuple[int, int]]) -> Iterator[tuple[bytes,
         with os.scandir(folder) as scan:
             entries = sorted((entry for entry in scan if not entry.name.startswith(b".")), key=lambda each: each.name)
     except OSError as error:
-        raise UserError(f"{_printable(folder)}: the folder cannot be read: {error.strerror}") from error
+        raise UserError(f"{printable(folder)}: the folder cannot be read: {error.strerror}") from error
     images = (entry for entry in entries if os.fsdecode(entry.name).lower().endswith(IMAGE_SUFFIXES))
     files = [file for file in map(_file, images) if file is not None]
     if files:
@@ -236,8 +238,9 @@ def _file(entry: "os.DirEntry[bytes]") -> _File | None:
 
 def _write_members(path: Path, paths: list[bytes], labels: list[int]) -> None:
     # A name that is not UTF-8 gets its escaped form, which is not found on the disk and so is reported.
-    write_table(path, pa.table([list(map(_printable, paths)), labels], schema=MEMBERS))
+    write_table(path, pa.table([list(map(printable, paths)), labels], schema=MEMBERS))
 
 
-def _printable(path: bytes) -> str:
+def printable(path: bytes) -> str:
+    """A file's name as text; what of it is no UTF-8 is escaped."""
     return path.decode("utf-8", "backslashreplace")

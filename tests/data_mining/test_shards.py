@@ -138,3 +138,11 @@ def test_parts_share_all_shards(tmp_path):
     assert sorted(itertools.chain(*shares)) == list(range(8))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert to_do(Workspace(tmp_path), range(8)) == list(range(8))
+
+
+def test_a_tar_whose_name_no_table_can_hold_is_refused(tmp_path, recipe_of):
+    with open(os.fsencode(tmp_path) + b"/\xff.tar", "wb") as file:
+        file.write(bytes(1024))
+    recipe = with_sources(recipe_of, {"kind": "tar", "path": str(tmp_path / "*.tar")})
+    with pytest.raises(UserError, match=r"\\xff\.tar: expected a name in UTF-8"):
+        listed(tmp_path / "out", recipe)
