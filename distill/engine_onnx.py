@@ -7,6 +7,7 @@ import numpy as np
 
 from distill.engine import Answers, EngineImages
 from distill.errors import UserError, did_you_mean
+from distill.onnx_file import check_onnx
 from distill.recipe import NormalizationSection
 
 
@@ -56,9 +57,11 @@ def open_onnx_engine(
             Default: the second output.
 
     Raises:
-        UserError: ONNX Runtime is missing, the file is none, an output is missing or has another shape.
+        UserError: ONNX Runtime is missing, the file is none or is refused (see `distill.onnx_file`), an output is
+            missing or has another shape.
     """
     runtime = _import("onnxruntime")
+    check_onnx(_import("onnx"), path)
     source: str | bytes = str(path)
     try:
         outputs = [output.name for output in runtime.InferenceSession(source, **_options(runtime, 1)).get_outputs()]
