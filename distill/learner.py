@@ -18,6 +18,7 @@ from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import build_model
+from distill.models.kernels import choose_kernels
 from distill.normalization import normalize, seen_images, to_unit_range
 from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
@@ -51,6 +52,10 @@ class Learner:
         self.student = Student(model, freeze=stage.freeze, ema_decay=stage.ema_decay)
         check_freezing(recipe, number, self.student, self.amp)
         self._device = device
+        self.kernels_problem: str | None = None  # why the student does not compute on oneDNN though it might
+        if not self.student.trains_classifier_only:  # what is below it computes with an engine of its own
+            kernels, self.kernels_problem = choose_kernels(recipe.model.data_format, recipe.runtime.student_kernels)
+            model.use_kernels(kernels)
         self.trunk: Trunk | None = None
         terms = {name: term.model_dump() for name, term in stage.loss.terms.items()}
         # The live networks: none where there is no teacher, or the store has all its answers.

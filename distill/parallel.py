@@ -51,6 +51,9 @@ def setup_process(device: DeviceKind = "auto", *, seed: int = 0) -> Device:
     threads = len(os.sched_getaffinity(0))
     if kind == "cpu":
         paddle.base.core.set_num_threads(threads)
+        from distill.onednn.library import use_threads  # imports Paddle
+
+        use_threads(threads)
     paddle.seed(seed % 2**63)
     return Device(kind=kind, threads=threads)
 

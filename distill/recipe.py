@@ -490,6 +490,13 @@ class RuntimeSection(Section):
         int, Field(ge=0, description="0: threads only; more where `distill benchmark data` names Python's lock.")
     ] = 0
     prefetch_batches: Count = 4
+    student_kernels: Annotated[
+        Literal["auto", "onednn", "paddle"],
+        Field(
+            description="What computes the student on a CPU: oneDNN where it answers as Paddle's kernels do, found out "
+            "at the start (auto), that or an error (onednn), or Paddle's kernels. They differ by rounding."
+        ),
+    ] = "auto"
     read_timeout_seconds: Annotated[
         float, Field(gt=0.0, description="A batch that takes longer stops the run and names the file being read.")
     ] = 600.0

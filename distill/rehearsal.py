@@ -22,6 +22,7 @@ from distill.errors import RunError
 from distill.evaluate import measure, open_evaluation
 from distill.metrics import read_metrics
 from distill.models import build_model
+from distill.models.kernels import choose_kernels
 from distill.parallel import Device
 from distill.recipe import AnySource, Recipe, Stage
 from distill.rehearsal_checks import StageCheck, needs_no_teacher, teacher_bytes
@@ -297,6 +298,7 @@ def _evaluation_speed(recipe: Recipe, number: int) -> float:
     stage = recipe.stages[number]
     loader = open_evaluation(stage, recipe)
     model = build_model(recipe.model, recipe.num_classes)
+    model.use_kernels(choose_kernels(recipe.model.data_format, recipe.runtime.student_kernels)[0])
     for _ in range(2):  # the first time kernels are built
         started = time.monotonic()
         found = measure(

@@ -21,6 +21,7 @@ from distill.engine import (
 from distill.errors import UserError
 from distill.losses.log_probabilities import log_softmax
 from distill.models import build_model
+from distill.models.kernels import choose_kernels
 from distill.normalization import normalize
 from distill.parallel import Device
 from distill.recipe import NormalizationSection, Recipe, TeacherModel, TeacherSection
@@ -79,6 +80,8 @@ class Teacher:
             if fast and device is not None:
                 self._members.append(_EngineMember(member, taps, device, section.precision, check_px))
             else:
+                if device is not None and section.engine == "auto" and section.precision == "float32":
+                    member.use_fast_kernels()
                 member.set_precision(section.precision, taps, check_px)
                 self._members.append(member)
         self._taps = tuple(taps)
@@ -166,6 +169,12 @@ class _Member:
         self._precision: Precision = "float32"
         self.description = "eager Paddle, float32"
 
+    def use_fast_kernels(self) -> None:
+        """Computes with oneDNN from now on, where this is a CPU that has it."""
+        kernels, _ = choose_kernels(self.model.data_format, "auto")
+        self.model.use_kernels(kernels)
+        self.description = f"eager Paddle, {kernels.description}, float32"
+
     def set_precision(self, precision: Precision, taps: Sequence[str], check_px: int) -> None:
         """Computes in `precision` from now on, if that agrees with float32 on noise."""
         if precision == "float32":
@@ -229,6 +238,7 @@ def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:
     if batch_statistics:
         for layer in model.sublayers(include_self=True):
             if isinstance(layer, BatchNorm):
+                layer.training = layer.keeps_statistics = True  # for kernels that do not call the layer itself
                 layer.forward = functools.partial(_normalize_by_batch, layer)
 
 

@@ -238,6 +238,9 @@ def announcement(
     ]
     if learner.labels is not None:
         lines += describe_labels(learner.labels.store, stage)
+    if learner.trunk is None and device.kind == "cpu":
+        slower = f", slower here, because {learner.kernels_problem}" if learner.kernels_problem is not None else ""
+        lines.append(f"the student computes with {learner.student.model.kernels.description}{slower}")
     if learner.trunk is not None:
         lines.append(f"the classifier alone is trained; what is below it computes with {learner.trunk.description}")
     if features is not None:

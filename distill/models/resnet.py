@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 from paddle.nn import functional
 
 from distill.errors import did_you_mean
+from distill.models.kernels import Kernels, PaddleKernels
 from distill.models.plan import BlockPlan, ConvPlan, NetworkPlan
 from distill.models.specs import KeyNaming
 
@@ -51,7 +52,7 @@ class ConvNorm(nn.Layer):
         super().__init__()
         self._plan = plan
         self._naming = naming
-        self._data_format = data_format
+        self.kernels: Kernels = PaddleKernels(data_format)
         convolution = nn.Conv2D(
             plan.in_channels,
             plan.out_channels,
@@ -75,16 +76,9 @@ class ConvNorm(nn.Layer):
         self.add_sublayer(naming.batch_norm, batch_norm)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps float [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)] (NHWC alike)."""
-        if self._plan.average_pooled:
-            # Round up and leave out what lies beyond the border, as published: at odd sizes the last
-            # row and column are means of the pixels that exist.
-            features = functional.avg_pool2d(
-                features, 2, self._plan.stride, ceil_mode=True, exclusive=True, data_format=self._data_format
-            )
-        features = getattr(self, self._naming.convolution)(features)
-        features = getattr(self, self._naming.batch_norm)(features)
-        return functional.relu(features) if self._plan.activation else features
+        """Maps float [N, in, H, W] to [N, out, ceil(H / stride), ceil(W / stride)], in the kernels' layout."""
+        convolution, norm = (getattr(self, name) for name in (self._naming.convolution, self._naming.batch_norm))
+        return self.kernels.conv_norm(features, self._plan, convolution, norm)
 
 
 class ResidualBlock(nn.Layer):
@@ -93,17 +87,18 @@ class ResidualBlock(nn.Layer):
     def __init__(self, plan: BlockPlan, naming: KeyNaming, lr_multiplier: float, data_format: str) -> None:
         super().__init__()
         self._plan = plan
+        self.kernels: Kernels = PaddleKernels(data_format)
         for conv in plan.layers:
             self.add_sublayer(conv.name, ConvNorm(conv, naming, lr_multiplier, data_format))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps float [N, in, H, W] to [N, out, H, W], or half that size (rounded up) where strided."""
+        """Maps float [N, in, H, W] to [N, out, H, W], or half that size (rounded up) where strided; layout alike."""
         shortcut = features
         if self._plan.shortcut is not None:
             shortcut = getattr(self, self._plan.shortcut.name)(features)
         for conv in self._plan.convs:
             features = getattr(self, conv.name)(features)
-        return functional.relu(features + shortcut)
+        return self.kernels.add_relu(features, shortcut)
 
 
 class ResNet(nn.Layer):
@@ -135,6 +130,7 @@ class ResNet(nn.Layer):
         stem_lr, *stage_lrs = _checked_multipliers(stage_lr_multipliers)
         self.plan = plan
         self.data_format = data_format
+        self.kernels: Kernels = PaddleKernels(data_format)
         for conv in plan.stem:
             self.add_sublayer(conv.name, ConvNorm(conv, plan.naming, stem_lr, data_format))
         for blocks, lr_multiplier in zip(plan.stages, stage_lrs, strict=True):
@@ -149,6 +145,13 @@ class ResNet(nn.Layer):
     def tap_channels(self) -> dict[str, int]:
         """Channels of every tap by name: "stem", "stage1" to "stage4", "embedding", "logits"."""
         return self.plan.tap_channels
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Computes every layer but the classifier with other kernels; weights, answers and taps keep their layout."""
+        self.kernels = kernels
+        for layer in self.sublayers():
+            if isinstance(layer, ConvNorm | ResidualBlock):
+                layer.kernels = kernels
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps normalised images, float [N, 3, H, W] or [N, H, W, 3] by data format, to logits [N, C].
@@ -174,11 +177,11 @@ class ResNet(nn.Layer):
                 valid = ", ".join(self.tap_channels)
                 raise ValueError(f"unknown tap {name!r}.{did_you_mean(name, self.tap_channels)} Valid: {valid}")
         taps = {}
-        value = images
+        value = self.kernels.enter(images)
         for name, step in self._steps():
             value = step(value)
             if name in names:
-                taps[name] = value
+                taps[name] = self.kernels.leave(value) if value.ndim == 4 else value
         return taps
 
     def _steps(self) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -188,22 +191,17 @@ class ResNet(nn.Layer):
             for number, blocks in enumerate(self.plan.stages, 1)
         ]
         classifier = getattr(self, self.plan.naming.classifier)
-        return [("stem", self._stem), *stages, ("embedding", self._embedding), ("logits", classifier)]
+        return [("stem", self._stem), *stages, ("embedding", self.kernels.mean), ("logits", classifier)]
 
     def _stem(self, images: Tensor) -> Tensor:
         for conv in self.plan.stem:
             images = getattr(self, conv.name)(images)
-        if not self.plan.max_pool:
-            return images
-        return functional.max_pool2d(images, 3, 2, 1, data_format=self.data_format)
+        return self.kernels.max_pool(images) if self.plan.max_pool else images
 
     def _stage(self, blocks: tuple[BlockPlan, ...], features: Tensor) -> Tensor:
         for block in blocks:
             features = getattr(self, block.name)(features)
         return features
-
-    def _embedding(self, features: Tensor) -> Tensor:
-        return features.mean(axis=[2, 3] if self.data_format == "NCHW" else [1, 2])
 
 
 def _checked_multipliers(multipliers: Sequence[float] | None) -> list[float]:

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""A training step of the student on its labels alone: Paddle as it comes against our settings of the process.
+"""A training step of the student on its labels alone: Paddle as it comes against ours, on oneDNN.
 
     python scripts/benchmarks/student_step.py [--model ResNet50_vd] [--batch 8] [--px 224] [--json FILE]
 
-Both take the same code (`distill.learner`): mixing and normalising, forward, backward, momentum. "Paddle as it comes"
-is a process in which nothing of `distill.parallel.setup_process` happened: one thread, and MKL's own choice of
-instructions. The aim: 3 times as fast. With --torch-python the same step in PyTorch takes part, in float32 as ours and,
-what Paddle cannot on a CPU, under bfloat16 autocast.
+All take the same code (`distill.learner`): mixing and normalising, forward, backward, momentum. "Paddle as it comes" is
+a process in which nothing of `distill.parallel.setup_process` happened: one thread, MKL's own choice of instructions,
+and Paddle's kernels. "Paddle's kernels, our settings" is what training falls back to where oneDNN cannot be used. The
+aim: 3 times as fast. With --torch-python the same step in PyTorch takes part, in float32 as ours and, what Paddle
+cannot on a CPU, under bfloat16 autocast.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from contenders import AS_IT_COMES, checked, describe, options_parser, torch_wor
 from side_by_side import PADDLE_VARIABLES, Process, print_rows, serve, summary, take_turns, write_results
 from training import CROSS_ENTROPY, noise_batch, training_recipe, training_step
 
-OURS = "Paddle with our settings"
-WORKERS = {AS_IT_COMES: "as-it-comes", OURS: "ours"}
+OURS = "ours, on oneDNN"
+WORKERS = {AS_IT_COMES: "as-it-comes", "Paddle's kernels, our settings": "paddle", OURS: "onednn"}
 AIMS = {OURS: "3x"}
 
 
@@ -57,6 +58,8 @@ def contender(options: argparse.Namespace) -> tuple[Callable[[], object], dict[s
     from distill.learner import Learner
 
     recipe = training_recipe(options.model, options.px, options.batch, loss=CROSS_ENTROPY)
+    kernels = "onednn" if options.worker == "onednn" else "paddle"
+    recipe = recipe.model_copy(update={"runtime": recipe.runtime.model_copy(update={"student_kernels": kernels})})
     learner = Learner(recipe, 0, device, None)
     batch = noise_batch(options.px, options.batch)
     parameters = sum(parameter.size for _, parameter in learner.parameters)

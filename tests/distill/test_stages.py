@@ -135,7 +135,7 @@ def test_a_finished_run_describes_itself(digits, tmp_path):
 
 
 def test_learning_happens(digits, tmp_path):
-    recipe = load_recipe(digits.recipe(tmp_path / "digits.yaml"), ["data.sources.0.range=[0, 600]", "epochs=4"])
+    recipe = load_recipe(digits.recipe(tmp_path / "digits.yaml"), ["data.sources.0.range=[0, 600]", "epochs=8"])
     assert run_recipe(recipe, tmp_path / "run", device="cpu").final.evaluation.top1 > 0.5
 
 

@@ -229,10 +229,18 @@ def with_one_model(path: str, **changes: object) -> TeacherSection:
     return TeacherSection.model_validate({"batch_norm": "stored", "models": [network]} | changes)
 
 
-@pytest.mark.parametrize("change", [{"engine": "eager"}, {"batch_norm": "batch"}])
-def test_the_plain_network_answers_where_the_engine_may_not(weights, change) -> None:
+@pytest.mark.parametrize(
+    ("change", "engine"),
+    [({"engine": "eager"}, "eager Paddle, float32"), ({"batch_norm": "batch"}, r"eager Paddle, oneDNN \S+, float32")],
+)
+def test_the_plain_network_answers_where_the_engine_may_not(weights, images, change, engine) -> None:
     section = with_one_model(weights[0], **change)
-    assert Teacher(section, 10, GREY, device=Device("cpu", 2), check_px=28).engines == ["eager Paddle, float32"]
+    teacher = Teacher(section, 10, GREY, device=Device("cpu", 2), check_px=28)
+    assert re.fullmatch(engine, teacher.engines[0])
+    plain = Teacher(section, 10, GREY)  # without a device: nothing is chosen
+    before = {name: value.numpy() for name, value in teacher._members[0].model.state_dict().items()}
+    assert np.allclose(teacher(images)["logits"].numpy(), plain(images)["logits"].numpy(), rtol=1e-4, atol=1e-5)
+    assert all(np.array_equal(teacher._members[0].model.state_dict()[name].numpy(), before[name]) for name in before)
 
 
 @pytest.mark.skipif("avx512bw" not in Path("/proc/cpuinfo").read_text(), reason="bfloat16 needs AVX-512")

@@ -11,6 +11,7 @@ from distill.learner import Learner
 from distill.metrics import read_metrics
 from distill.parallel import Device
 from distill.recipe_file import load_recipe
+from distill.stages import run_recipe
 from distill.train import train_stage
 from distill.weights import read_weights
 
@@ -153,3 +154,15 @@ def test_mixed_precision_on_a_cpu_is_refused_aloud(digits, tmp_path, capsys):
     recipe = load_recipe(digits.recipe(tmp_path / "r.yaml", amp="O1", epochs=1))
     train_stage(recipe, 0, tmp_path, device=CPU)
     assert "amp O1 is ignored on a cpu" in capsys.readouterr().err
+
+
+def test_a_run_says_what_computes_the_student_and_either_kernels_begin_alike(digits, tmp_path, capsys):
+    losses = {}
+    for kernels in ("onednn", "paddle"):
+        runtime = {"student_kernels": kernels, "log_every_steps": 1}
+        path = digits.recipe(tmp_path / "digits.yaml", epochs=1, runtime=runtime)
+        run_recipe(load_recipe(path), tmp_path / kernels, device="cpu")
+        assert ("the student computes with oneDNN 3." in capsys.readouterr().err) == (kernels == "onednn")
+        entries = read_metrics(tmp_path / kernels / "metrics.jsonl")
+        losses[kernels] = [entry["loss"] for entry in entries if entry["kind"] == "train"]
+    assert losses["onednn"][0] == pytest.approx(losses["paddle"][0], rel=1e-4)
