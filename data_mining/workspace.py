@@ -127,11 +127,18 @@ class Workspace:
         write_atomically(path, json.dumps(values, indent=2) + "\n")
 
     def load_report(self, stage: str) -> StageReport | None:
-        """The last report of a stage, None where it has not run."""
+        """The last report of a stage, None where it has not run.
+
+        Raises:
+            RunError: It is damaged.
+        """
+        path = self.root / stage / "report.json"
         try:
-            return StageReport(**json.loads((self.root / stage / "report.json").read_text()))
+            return StageReport(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, TypeError) as error:
+            raise _unreadable(path, error) from error
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
@@ -225,8 +232,8 @@ def read_array(path: Path) -> NDArray[Any]:
         RunError: It is not there, or damaged.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except (OSError, ValueError, EOFError) as error:
+        return np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call, no-any-return]
+    except Exception as error:  # NumPy lets Python parse the header, which may then raise anything
         raise _unreadable(path, error) from error
 
 

@@ -141,13 +141,17 @@ def load(path: Path) -> Checkpoint:
     if sums != _sums(data):
         raise DamagedCheckpoint(f"{_TENSORS} or {_STATE} does not match {_SUMS}")
     try:
-        state = json.loads(data[_STATE])
+        content = json.loads(data[_STATE])
+        step, state = content["step"], content["state"]
         tensors = safetensors.numpy.load(data[_TENSORS])
-    except (ValueError, safetensors.SafetensorError) as error:  # the sums fit, so another program wrote it
-        raise DamagedCheckpoint(str(error)) from error
+    except (ValueError, LookupError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        # the sums fit, so another program wrote it
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+    if type(step) is not int or type(state) is not dict:
+        raise DamagedCheckpoint(f"{_STATE} is not a step and a state")
     for array in tensors.values():
         array.flags.writeable = False
-    return Checkpoint(step=state["step"], tensors=tensors, state=state["state"], path=path)
+    return Checkpoint(step=step, tensors=tensors, state=state, path=path)
 
 
 def _contents(step: int, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> dict[str, bytes]:

@@ -29,6 +29,10 @@ _SPACE_BYTES = b" \t\r\n"
 _IS_WORD = ~np.isin(np.arange(256), list(_SPACE_BYTES))
 _CHUNK_PATHS = 2**16  # what is hashed at once
 _MAX_LABEL_DIGITS = 18  # what fits into int64
+# Of a Parquet list, whose compression knows no bounds. Linux opens no path beyond 4096 bytes.
+_LONGEST_PATH_BYTES = 2**13
+_MOST_EXPANSION = 1000
+_LEAST_LIMIT_BYTES = 2**26
 
 # Errors that belong to the file; any other (a full table of descriptors, a lost disk) belongs to the machine.
 _FAULT_OF_THE_FILE = {
@@ -330,14 +334,18 @@ def _read_parquet(path: Path, num_classes: int | None) -> Columns:
     labels: list[IntArray] = []
     rows = 0
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)
-        columns = _check_columns(file.schema_arrow, path)
+        columns = _check_columns(pq.read_schema(path), path)
+        # Paths that repeat stay one: a list of some kB can otherwise ask for any memory.
+        file = pq.ParquetFile(path, pre_buffer=False, read_dictionary=["path"])
+        most_bytes = _LEAST_LIMIT_BYTES + _MOST_EXPANSION * path.stat().st_size
         for batch in file.iter_batches(batch_size=2**16, columns=columns, use_threads=False):
-            paths = batch.column(batch.schema.get_field_index("path")).cast(pa.large_binary())
+            encoded = batch.column(batch.schema.get_field_index("path"))
+            _check_expansion(encoded, most_bytes - len(text), path, rows)
+            paths = encoded.cast(pa.large_binary())
             lengths.append(_append_paths(paths, text, path, rows))
             labels.append(_batch_labels(batch, path, rows, num_classes))
             rows += len(batch)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError, LookupError, MemoryError) as error:  # a damaged name is no UTF-8
         raise UserError(f"{path}: cannot be read as Parquet: {error}") from None
     if not rows:
         return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int64)
@@ -356,6 +364,24 @@ def _check_columns(schema: Any, path: Path) -> list[str]:
     if "label" in columns and not types.is_integer(schema.field("label").type):
         raise UserError(f"{path}: column `label` must hold integers, received {schema.field('label').type}")
     return columns
+
+
+def _check_expansion(encoded: Any, most_bytes: int, path: Path, first_row: int) -> None:
+    """Refuses what would take much more memory than the file takes on the disk, before it does."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    if not types.is_dictionary(encoded.type):
+        return
+    lengths = pc.binary_length(encoded.dictionary)
+    longest = pc.max(lengths).as_py() or 0
+    if longest > _LONGEST_PATH_BYTES:
+        raise UserError(f"{path}: a path of {longest} bytes, expected at most {_LONGEST_PATH_BYTES}")
+    if (pc.sum(lengths.take(encoded.indices)).as_py() or 0) > most_bytes:
+        raise UserError(
+            f"{path}, row {first_row}: the paths take more than {_MOST_EXPANSION} times the file, for they repeat. "
+            "A source's `repeat` does that without memory"
+        )
 
 
 def _append_paths(paths: Any, text: bytearray, path: Path, first_row: int) -> NDArray[np.int32]:

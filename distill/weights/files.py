@@ -1,16 +1,26 @@
 """Weights on the disk: `.safetensors` (ours) and `.pdparams` (published), as NumPy arrays."""
 
 import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from distill.errors import UserError
-from distill.files import write_atomically
+from distill.files import check_regular, write_atomically
 from distill.weights.pdparams import RefusedPickle, read_pdparams
+
+_SAFETENSORS_TYPES = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    "BOOL": "?",
+}
 
 
 def read_weights(path: Path | str) -> dict[str, np.ndarray]:
@@ -32,6 +42,7 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     if path.suffix not in readers:
         raise UserError(f"{path}: weights are read from .safetensors and .pdparams files, received {path.suffix!r}")
     try:
+        check_regular(path)
         return readers[path.suffix](path)
     except OSError as error:
         raise UserError(f"Cannot read the weights {path}: {error.strerror or error}") from error
@@ -62,6 +73,7 @@ def read_metadata(path: Path | str) -> dict[str, str]:
         UserError: the file is missing or damaged.
     """
     try:
+        check_regular(path)
         with safetensors.safe_open(path, framework="np") as file:
             return dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
@@ -75,6 +87,7 @@ def sha256_of(path: Path | str) -> str:
         UserError: the file cannot be read.
     """
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -89,19 +102,25 @@ def to_safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    tensors = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    content = path.read_bytes()
+    tensors = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
+    # It passes over all but the last of equal keys, and has found the header to be sound.
+    json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=_check_keys_differ)
     return {key: _from_safetensors(tensor["dtype"], tensor["data"], tensor["shape"]) for key, tensor in tensors}
+
+
+def _check_keys_differ(pairs: list[tuple[str, Any]]) -> None:
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"it has the key {twice[0]!r:.60} twice")
 
 
 def _from_safetensors(name: str, data: bytes, shape: list[int]) -> np.ndarray:
     if name == "BF16":
         return widen_bfloat16(np.frombuffer(data, np.uint16)).reshape(shape)
-    kind = {"F": "f", "I": "i", "U": "u"}.get(name[0])
-    if name == "BOOL":
-        return np.frombuffer(data, np.bool_).reshape(shape)
-    if kind is None or not name[1:].isdigit():
-        raise ValueError(f"it holds an array of type {name}; NumPy has no such type")
-    return np.frombuffer(data, f"<{kind}{int(name[1:]) // 8}").reshape(shape)
+    if name not in _SAFETENSORS_TYPES:
+        raise ValueError(f"it holds an array of type {name}; expected one of BF16, {', '.join(_SAFETENSORS_TYPES)}")
+    return np.frombuffer(data, _SAFETENSORS_TYPES[name]).reshape(shape)
 
 
 def _read_pdparams(path: Path) -> dict[str, np.ndarray]:

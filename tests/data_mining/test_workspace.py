@@ -1,8 +1,14 @@
+import io
 import json
+import os
+import pickle
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_mining.recipe import PackSection
 from data_mining.workspace import (
@@ -109,6 +115,88 @@ def test_what_is_missing_or_damaged_is_explained(tmp_path, read):
     path.write_bytes(b"not what it should be")
     with pytest.raises(RunError, match=r"cannot be read: .*Delete it and run again"):
         read(path)
+
+
+def npy(header, content=b""):
+    return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + content
+
+
+def zipped():
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.ones(2))
+    return buffer.getvalue()
+
+
+class Exploit:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_an_array_of_objects_runs_nothing(tmp_path):
+    path, proof = tmp_path / "score" / "a.npy", tmp_path / "proof"
+    path.parent.mkdir()
+    np.save(path, np.array([Exploit(str(proof))], dtype=object), allow_pickle=True)
+    with pytest.raises(RunError, match=r"a\.npy cannot be read: .*Python objects"):
+        read_array(path)
+    assert not proof.exists()
+    np.load(path, allow_pickle=True)  # the exploit is a real one
+    assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zipped(),
+        pickle.dumps([1]),
+        npy(b"{'descr':'<f4','fortran_order':False,'shape':(1099511627776,1099511627776),}"),
+        npy(b"{'descr':'<f4','fortran_order':False,'shape':(1099511627776,),}", bytes(8)),
+        npy(b"{'descr':'<f4','fortran_order':False,'shape':(-2,),}", bytes(8)),
+        npy(b"{'descr':[('a','|O')],'fortran_order':False,'shape':(1,),}", bytes(8)),
+        npy(b"(" * 500),
+        npy(b"1+" * 3000 + b"1"),
+        npy(b"__import__('os').abort()"),
+        npy(b"{'descr':'<f4','fortran_order':False,'shape':(2,),}", bytes(7)),
+    ],
+)
+def test_hostile_arrays_are_refused(tmp_path, content):
+    path = tmp_path / "score" / "a.npy"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"a\.npy cannot be read: .*Delete it and run again"):
+        read_array(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stage": "score"', "\udc80", '{"stage": 1, "what": 2}'])
+def test_a_damaged_report_is_explained(tmp_path, content):
+    with Workspace(tmp_path) as workspace:
+        workspace.save_report(StageReport("score", "k"))
+        (tmp_path / "score" / "report.json").write_text(content, errors="surrogateescape")
+        with pytest.raises(RunError, match=r"report\.json cannot be read: .*Delete it and run again"):
+            workspace.load_report("score")
+
+
+TABLE = io.BytesIO()
+pq.write_table(pa.table({"x": list(range(40)), "y": ["a", "b"] * 20}), TABLE)
+ARRAY = io.BytesIO()
+np.save(ARRAY, np.arange(40.0).reshape(8, 5))
+
+
+@pytest.mark.parametrize(("read", "whole"), [(read_table, TABLE.getvalue()), (read_array, ARRAY.getvalue())])
+@given(data=st.data())
+def test_any_damage_is_an_artefact_or_a_run_error(tmp_path_factory, read, whole, data):
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(0, len(content)) | st.just(len(content))) :]
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(content)
+    try:
+        assert read(path).nbytes >= 0
+    except RunError as error:
+        assert "damaged cannot be read" in str(error)
 
 
 def test_the_seconds_of_a_result_add_up(tmp_path):

@@ -1,5 +1,7 @@
+import hashlib
 import logging
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -116,6 +118,98 @@ def test_any_damage_is_noticed_and_falls_back(tmp_path, caplog, name, harm):
         assert "Going on from step 1" in caplog.text
         (last / name).write_bytes(whole)
     assert checkpoint.latest(tmp_path).step == 2
+
+
+def test_of_two_hundred_damaged_checkpoints_none_gives_other_tensors(tmp_path, caplog):
+    """Bits flipped and files cut at random offsets, in both checkpoints at once as well."""
+    rng = random.Random(200)
+    paths = [checkpoint.save(tmp_path, step, some_tensors(step), {"best_top1": step / 10}) for step in (1, 2)]
+    whole = {file: file.read_bytes() for path in paths for file in path.iterdir()}
+    seen = {1: 0, None: 0}
+    for _ in range(200):
+        harmed = paths if rng.random() < 0.25 else paths[1:]
+        for path in harmed:
+            for name in rng.choice([["tensors.safetensors"], ["state.json"], ["tensors.safetensors", "state.json"]]):
+                rng.choice([flip, truncate])(path / name, rng)
+        try:
+            loaded = checkpoint.latest(tmp_path)
+        except RunError as error:
+            assert "Every checkpoint" in str(error) and len(harmed) == 2
+            seen[None] += 1
+        else:
+            assert loaded.step == 1 and loaded.state == {"best_top1": 0.1}
+            assert same(loaded.tensors, some_tensors(1))
+            seen[1] += 1
+        for file, content in whole.items():
+            file.write_bytes(content)
+    assert seen[1] > 100 and seen[None] > 20
+
+
+def resum(path):
+    """Makes the sums fit what is there now, as whoever changes a checkpoint on purpose would."""
+    names = ("tensors.safetensors", "state.json")
+    lines = [f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (path / "SHA256SUMS").write_text("".join(lines))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"step": 2}',
+        b'{"step": "2", "state": {}}',
+        b'{"step": 2, "state": []}',
+        b"\xff",
+        b"[" * 9999,
+    ],
+)
+def test_a_state_of_another_kind_is_damage_though_its_sum_fits(tmp_path, caplog, state):
+    checkpoint.save(tmp_path, 1, some_tensors(1), {})
+    path = checkpoint.save(tmp_path, 2, some_tensors(2), {})
+    (path / "state.json").write_bytes(state)
+    resum(path)
+    assert checkpoint.latest(tmp_path).step == 1
+    assert f"{path} is damaged" in caplog.text
+
+
+def test_tensors_of_another_kind_are_damage_and_run_nothing(tmp_path, caplog):
+    checkpoint.save(tmp_path, 1, some_tensors(1), {})
+    path = checkpoint.save(tmp_path, 2, some_tensors(2), {})
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    hostile = [pickle.dumps({"a": Exploit(tmp_path / "proof")}), len(header).to_bytes(8, "little") + header + bytes(4)]
+    for content in hostile:
+        (path / "tensors.safetensors").write_bytes(content)
+        resum(path)
+        assert checkpoint.latest(tmp_path).step == 1
+    assert not (tmp_path / "proof").exists()
+
+
+class Exploit:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@given(data=st.data())
+def test_any_content_with_a_fitting_sum_is_a_checkpoint_or_damage(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("run")
+    path = checkpoint.save(folder, 2, some_tensors(2), {"best_top1": 0.5, "position": {"step": 2}})
+    for name in ("tensors.safetensors", "state.json"):
+        content = bytearray((path / name).read_bytes())
+        for _ in range(data.draw(st.integers(0, 2))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        (path / name).write_bytes(content)
+    resum(path)
+    try:
+        loaded = checkpoint.load(path)
+    except checkpoint.DamagedCheckpoint:
+        return
+    assert type(loaded.step) is int and type(loaded.state) is dict
+    assert all(isinstance(array, np.ndarray) for array in loaded.tensors.values())
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256SUMS"])

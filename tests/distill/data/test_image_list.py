@@ -1,7 +1,10 @@
 import gc
+import io
 import os
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -176,6 +179,47 @@ def test_hostile_parquet(parquet, columns, message):
     assert "list.parquet" in str(error.value)
 
 
+def test_a_small_parquet_cannot_ask_for_much(tmp_path):
+    path = tmp_path / "list.parquet"
+    with pq.ParquetWriter(path, pa.schema([("path", pa.string())]), compression="zstd") as writer:
+        for _ in range(8):
+            writer.write_table(pa.table({"path": pa.array(["a" * 200]).take(pa.array(np.zeros(2**18, np.int8)))}))
+    size = path.stat().st_size
+    arrow_before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"list\.parquet, row \d+: the paths take more than 1000 times the file"):
+            open_image_list(path, tmp_path, None)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 2**26 + 3000 * size < 8 * 2**18 * 200
+    finally:
+        tracemalloc.stop()
+    assert pa.total_allocated_bytes() - arrow_before < 2**26
+    longest = pa.DictionaryArray.from_arrays(np.zeros(2**16, np.int8), ["a" * 2**20])  # as text 64 GiB
+    pq.write_table(pa.table({"path": longest}), path)
+    with pytest.raises(UserError, match="a path of 1048576 bytes, expected at most 8192"):
+        open_image_list(path, tmp_path, None)
+
+
+REAL_PARQUET = io.BytesIO()
+pq.write_table(pa.table({"path": [f"{i}.jpg" for i in range(9)] * 3, "label": list(range(9)) * 3}), REAL_PARQUET)
+
+
+@given(data=st.data())
+def test_a_damaged_parquet_is_a_list_or_a_user_error(tmp_path_factory, data):
+    content = bytearray(REAL_PARQUET.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(4, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    path.write_bytes(content)
+    try:
+        images = open_image_list(path, path.parent, 10)
+    except UserError as error:
+        assert "damaged.parquet" in str(error)
+        return
+    assert ((images.labels >= -1) & (images.labels < 10)).all()
+    assert all(images.path(index) for index in range(len(images)))
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 
@@ -183,6 +227,14 @@ def test_reading(images, make_picture):
     assert images.read(0).shape == make_picture(0, 40, 90).shape
     np.testing.assert_array_equal(images.read(0), make_picture(0, 40, 90))  # a PNG
     assert np.abs(images.read(1).astype(int) - make_picture(1, 43, 88)).mean() < 4  # a JPEG
+
+
+@pytest.mark.timeout(10)
+def test_a_list_that_is_a_pipe_or_a_device_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", Path("/dev/zero")):
+        with pytest.raises(UserError, match="the image list cannot be read: not a regular file"):
+            open_image_list(path, tmp_path, 10)
 
 
 @pytest.mark.timeout(10)
