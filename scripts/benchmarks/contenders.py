@@ -1,13 +1,14 @@
 """What the benchmarks of steps share: their options, the recipe they train by, and contenders in PyTorch."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from side_by_side import Process
+from side_by_side import Process, print_rows, summary, take_turns, write_results
 
 from distill.models import model_names
 from distill.recipe import NormalizationSection
@@ -69,6 +70,27 @@ def torch_worker(options: argparse.Namespace, what: str, model: str, **more: str
         **more,
     }
     return Process([*command, *(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())])
+
+
+def take_turns_and_report(
+    options: argparse.Namespace, contenders: Iterable[tuple[str, Process]], fact: str, aims: Mapping[str, str]
+) -> None:
+    """Lets processes take turns, prints their speeds against `AS_IT_COMES`, and writes --json.
+
+    Args:
+        options: Of `options_parser`.
+        contenders: Name and process of each.
+        fact: Says one thing of each process: a format of its facts.
+        aims: By name.
+    """
+    with contextlib.ExitStack() as stack:
+        processes = {name: stack.enter_context(process) for name, process in contenders}
+        for name, process in processes.items():
+            print(f"  {name}: {fact.format_map(process.facts)}")
+        seconds = take_turns(processes, options.repeats)
+    rows = summary(seconds, options.batch, reference=AS_IT_COMES, aims=aims)
+    print_rows(rows, AS_IT_COMES)
+    write_results(options.json, rows, describe(options))
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,12 +11,18 @@ cannot on a CPU, under bfloat16 autocast.
 """
 
 import argparse
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from contenders import AS_IT_COMES, checked, describe, options_parser, torch_worker, worker
-from side_by_side import PADDLE_VARIABLES, Process, print_rows, serve, summary, take_turns, write_results
+from contenders import (
+    AS_IT_COMES,
+    checked,
+    options_parser,
+    take_turns_and_report,
+    torch_worker,
+    worker,
+)
+from side_by_side import PADDLE_VARIABLES, Process, serve
 from training import CROSS_ENTROPY, noise_batch, training_recipe, training_step
 
 OURS = "ours, on oneDNN"
@@ -32,14 +38,7 @@ def main() -> None:
         serve(lambda: contender(options))
         return
     print(f"{options.model}, training steps of {options.batch} images of {options.px} px")
-    with contextlib.ExitStack() as processes:
-        contenders = {name: processes.enter_context(process) for name, process in started(options)}
-        for name, process in contenders.items():
-            print(f"  {name}: {process.facts['parameters']:,} parameters, {process.facts['threads']} threads")
-        seconds = take_turns(contenders, options.repeats)
-    rows = summary(seconds, options.batch, reference=AS_IT_COMES, aims=AIMS)
-    print_rows(rows, AS_IT_COMES)
-    write_results(options.json, rows, describe(options))
+    take_turns_and_report(options, started(options), "{parameters:,} parameters, {threads} threads", AIMS)
 
 
 def started(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:

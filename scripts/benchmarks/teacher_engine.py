@@ -10,7 +10,6 @@ The aims: the engine in float32 6 times as fast as Paddle as it comes, in bfloat
 """
 
 import argparse
-import contextlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,8 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import AS_IT_COMES, IMAGENET, NUM_CLASSES, checked, describe, options_parser, torch_worker, worker
-from side_by_side import PADDLE_VARIABLES, Process, print_rows, serve, summary, take_turns, write_results
+from contenders import (
+    AS_IT_COMES,
+    IMAGENET,
+    NUM_CLASSES,
+    checked,
+    options_parser,
+    take_turns_and_report,
+    torch_worker,
+    worker,
+)
+from side_by_side import PADDLE_VARIABLES, Process, serve
 
 AIMS = {"engine float32": "6x", "engine bfloat16": "10x"}
 WORKERS = {
@@ -39,14 +47,7 @@ def main() -> None:
         serve(lambda: contender(options))
         return
     print(f"{options.model}, forward passes of {options.batch} images of {options.px} px")
-    with contextlib.ExitStack() as processes:
-        contenders = {name: processes.enter_context(process) for name, process in started(options)}
-        for name, process in contenders.items():
-            print(f"  {name}: {process.facts['description']}")
-        seconds = take_turns(contenders, options.repeats)
-    rows = summary(seconds, options.batch, reference=AS_IT_COMES, aims=AIMS)
-    print_rows(rows, AS_IT_COMES)
-    write_results(options.json, rows, describe(options))
+    take_turns_and_report(options, started(options), "{description}", AIMS)
 
 
 def started(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:

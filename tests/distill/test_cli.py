@@ -16,19 +16,6 @@ EXAMPLE = Path(__file__).with_name("example_recipe.yaml")
 HEAVY = ("paddle", "grain", "cv2", "numpy", "visualdl", "matplotlib", "rich")
 
 
-@pytest.fixture
-def run_cli(capfd):
-    """Runs a command line; returns exit status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            cli.main([*map(str, arguments)])
-        output, errors = capfd.readouterr()
-        return leaving.value.code or 0, output, errors
-
-    return run
-
-
 def modules_of(*arguments):
     """What a new process has imported after a command."""
     code = "import sys; from distill.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"

@@ -15,7 +15,6 @@ from scipy.stats import binom
 from distill import rehearsal, rehearsal_report
 from distill.errors import RunError, UserError
 from distill.labels.inventory import Inventory
-from distill.models import create_model
 from distill.parallel import Device
 from distill.recipe_file import load_recipe
 from distill.rehearsal import Memory, Speed, StageRehearsal, shortened
@@ -23,7 +22,7 @@ from distill.rehearsal_checks import StageCheck, chance_of, check_run
 from distill.rehearsal_report import dry_run, needs
 from distill.signals import Interrupted
 from distill.stages import run_recipe
-from distill.weights import read_weights, sha256_of, write_weights
+from distill.weights import read_weights, sha256_of
 
 TEACHER = {"name": "ResNet18_vd", "width": 0.125}
 
@@ -31,14 +30,6 @@ TEACHER = {"name": "ResNet18_vd", "width": 0.125}
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(rehearsal, "SECONDS", 0.1)
-
-
-@pytest.fixture(scope="module")
-def teacher_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    model = create_model("ResNet18_vd", 10, width=0.125)
-    write_weights(path, {name: value.numpy() for name, value in model.state_dict().items()})
-    return path
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import pytest
 
 from distill.errors import RunError, UserError
 from distill.metrics import read_metrics
-from distill.models import create_model
 from distill.recipe_file import load_recipe
 from distill.stages import prepare_folder, run_recipe
-from distill.weights import read_weights, write_weights
+from distill.weights import read_weights
 
 # Trains, and is killed without warning behind the given update, or inside the given call of checkpoint.save.
 CHILD = """
@@ -48,14 +47,6 @@ stages.run_recipe(load_recipe(recipe), Path(output), resume=True, device="cpu")
 def child(recipe: Path, output: Path, kill_at: int, where: str) -> int:
     command = [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe), str(output), str(kill_at), where]
     return subprocess.run(command, capture_output=True, timeout=120).returncode
-
-
-@pytest.fixture(scope="module")
-def teacher_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    model = create_model("ResNet18_vd", 10, width=0.125)
-    write_weights(path, {name: value.numpy() for name, value in model.state_dict().items()})
-    return path
 
 
 @pytest.fixture

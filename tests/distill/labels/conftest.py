@@ -1,17 +1,6 @@
 import pytest
 
-from distill.models import create_model
-from distill.weights import write_weights
-
 TEACHER = {"name": "ResNet18_vd", "width": 0.125}
-
-
-@pytest.fixture(scope="session")
-def teacher_weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    model = create_model("ResNet18_vd", 10, width=0.125)
-    write_weights(path, {name: value.numpy() for name, value in model.state_dict().items()})
-    return path
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 
-from distill import cli
 from distill.data.sources import open_sources
 from distill.errors import RunError, UserError
 from distill.labels.build import Block, Claims, Share, blocks_of, build_labels, parse_epochs, parse_share
@@ -222,17 +221,6 @@ def test_an_answer_that_is_not_finite_ends_the_building(taught, monkeypatch):
 
 
 # --- the command line ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run_cli(capfd):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            cli.main([*map(str, arguments)])
-        output, errors = capfd.readouterr()
-        return leaving.value.code or 0, output, errors
-
-    return run
 
 
 @pytest.mark.parametrize("command", ["build", "info", "verify"])
