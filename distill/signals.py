@@ -1,11 +1,14 @@
 """Leaving cleanly when a person or a scheduler asks for it."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from distill.errors import RunError
+
+_SAME_REQUEST_SECONDS = 1.0  # a scheduler that signals every process of a job, and who passes it on, both reach us
 
 
 class Interrupted(RunError):
@@ -18,9 +21,10 @@ class Interrupted(RunError):
 
 @dataclass
 class StopRequest:
-    """The signal that asked the run to stop, if one did."""
+    """The signal that asked the run to stop, if one did, and when that was (`time.monotonic`)."""
 
     signal: int | None = None
+    seconds: float = 0.0
 
 
 @contextmanager
@@ -29,9 +33,11 @@ def stop_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def note(number: int, _frame: object) -> None:
-        if request.signal is not None:  # asked twice: leave at once
+        now = time.monotonic()
+        if request.signal is None:
+            request.signal, request.seconds = number, now
+        elif now - request.seconds > _SAME_REQUEST_SECONDS:  # asked again: leave at once
             raise KeyboardInterrupt
-        request.signal = number
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -1,0 +1,1 @@
+"""Training on several ranks: the same mathematics at any number of them."""
