@@ -29,16 +29,16 @@ class Display:
     """The progress of one long task.
 
     On a terminal a bar with the time left; where output is not a terminal, a line at most every
-    `PLAIN_LINE_SECONDS`.
+    `PLAIN_LINE_SECONDS`. A quiet one shows nothing, on ranks but the first.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "step") -> None:
+    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "step", quiet: bool = False) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._first = self._done = done
         self._started = self._printed = time.monotonic()
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, quiet=quiet)
         self._bar: _BarAboveFacts | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and not quiet:
             self._bar = _BarAboveFacts(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),

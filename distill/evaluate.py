@@ -12,6 +12,7 @@ from distill.data.loader import EvaluationLoader
 from distill.data.sources import open_sources
 from distill.data.types import Batch, Failure
 from distill.display import Display
+from distill.distributed.world import ALONE, World
 from distill.engine import Engine, EngineKind, open_engine
 from distill.errors import RunError
 from distill.metrics import topk_hits
@@ -60,8 +61,9 @@ def measure(
     section: EvaluationSection,
     normalization: NormalizationSection,
     data_format: str,
+    world: World = ALONE,
 ) -> Evaluation:
-    """Runs `model`, in evaluation mode, over every batch of `loader`.
+    """Runs `model`, in evaluation mode, over every batch of `loader`, which of several ranks has its share each.
 
     Raises:
         RunError: More images than `section.max_undecodable_fraction` cannot be decoded; names them.
@@ -73,13 +75,18 @@ def measure(
             answer = model(normalize(to_unit_range(batch.images), normalization, data_format))
         return np.asarray(answer.astype("float32").numpy())
 
-    return count_hits(logits, loader, section)
+    return count_hits(logits, loader, section, world)
 
 
 def count_hits(
-    logits: Callable[[Batch], NDArray[np.float32]], loader: Iterable[Batch], section: EvaluationSection
+    logits: Callable[[Batch], NDArray[np.float32]],
+    loader: Iterable[Batch],
+    section: EvaluationSection,
+    world: World = ALONE,
 ) -> Evaluation:
     """Asks `logits`, float32 [N, C] of a batch of N images, about every batch of `loader`.
+
+    Whole numbers are summed over the ranks, so that all of them return the same, whatever their number.
 
     Raises:
         RunError: As `measure`.
@@ -94,6 +101,9 @@ def count_hits(
         top1 += topk_hits(answer, batch.labels, 1)
         top5 += topk_hits(answer, batch.labels, 5)
         images += len(batch.labels)
+    shares = world.gather((top1, top5, images, [(failure.name, failure.reason) for failure in failures]))
+    top1, top5, images = (sum(share[part] for share in shares) for part in range(3))
+    failures = [Failure(*failure) for share in shares for failure in share[3]]
     if len(failures) > section.max_undecodable_fraction * (images + len(failures)) or images == 0:
         named = "; ".join(f"{failure.name}: {failure.reason}" for failure in failures[:5])
         raise RunError(

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,8 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Returns a name in the same folder, hence the same file system, of this process alone."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    """Returns a name in the same folder, hence the same file system, of this process alone, on whatever host."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-{os.getpid()}")
 
 
 def write_synced(path: Path, data: bytes) -> None:

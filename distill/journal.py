@@ -22,7 +22,7 @@ class Throughput:
     """Speed since the last line of the log.
 
     Attributes:
-        images: Training images since then.
+        images: Training images of all ranks since then; whoever counts them adds them here.
         waiting: Seconds spent waiting for data.
         started: time.monotonic() of then.
     """
@@ -32,7 +32,7 @@ class Throughput:
     started: float = 0.0
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes batches on, counts their images and adds up the time spent waiting for them."""
+        """Passes batches on and adds up the time spent waiting for them."""
         self.restart()
         while True:
             before = time.monotonic()
@@ -40,7 +40,6 @@ class Throughput:
             self.waiting += time.monotonic() - before
             if batch is None:
                 return
-            self.images += len(batch.labels)
             yield batch
 
     def restart(self) -> tuple[float, float]:
@@ -53,15 +52,17 @@ class Throughput:
 
 
 class Journal:
-    """The log and the display of one stage."""
+    """The log and the display of one stage; rank 0 alone has them, on the others all is silent."""
 
-    def __init__(self, folder: Path, recipe: Recipe, number: int, *, step: int, last_step: int) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, number: int, *, step: int, last_step: int, silent: bool = False
+    ) -> None:
         """Opens both for stage `number`, to go on behind update `step` of `last_step`."""
         self._folder, self._recipe = folder, recipe
         self._stage = recipe.stages[number]
         self._common = {"stage": number, "stage_name": self._stage.name}
-        self._log = MetricsLog(folder, stage=number, after_step=step)
-        self.display = Display(self._stage.name, last_step, done=step)
+        self._log = None if silent else MetricsLog(folder, stage=number, after_step=step)
+        self.display = Display(self._stage.name, last_step, done=step, quiet=silent)
         self.throughput = Throughput()
 
     def __enter__(self) -> Self:
@@ -72,7 +73,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.display.__exit__(kind, error, trace)
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def training(self, *, step: int, images: int, rate: float, terms: dict[str, float]) -> None:
         """Notes the mean losses since the last such line."""
@@ -103,10 +105,11 @@ class Journal:
 
     def first_views(self, images: np.ndarray) -> None:
         """Keeps a picture of the first views of the stage."""
-        if len(images):
+        if len(images) and self._log is not None:
             picture = first_views_picture(images, data_format=self._recipe.model.data_format)
             write_picture(self._folder / f"first_views_{self._stage.name}.png", picture)
             self._log.add_picture(f"{self._stage.name}/first views", picture)
 
     def _write(self, kind: str, *, step: int, **facts: Any) -> None:
-        self._log.write({"kind": kind, **self._common, "step": step, **facts})
+        if self._log is not None:
+            self._log.write({"kind": kind, **self._common, "step": step, **facts})

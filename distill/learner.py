@@ -11,6 +11,9 @@ import paddle
 
 from distill.checkpoint import Checkpoint
 from distill.data.types import Batch
+from distill.distributed.batch_norm import MovingStatistics
+from distill.distributed.gradients import gradients_of, sum_over_ranks
+from distill.distributed.world import ALONE, World
 from distill.errors import RunError, UserError
 from distill.evaluate import Evaluation, count_hits, measure
 from distill.labels.inventory import take_inventory
@@ -39,9 +42,11 @@ class Learner:
         device: Device,
         start_from: Path | None,
         labels: LabelStore | None = None,
+        world: World = ALONE,
     ) -> None:
         stage = recipe.stages[number]
         self.stage, self.model_section = stage, recipe.model
+        self.world = world
         paddle.seed((recipe.seed + number) % 2**63)  # of the weights' initialisation
         model = build_model(recipe.model, recipe.num_classes, stage_lr_multipliers=stage.stage_lr_multipliers)
         source = start_from or recipe.model.weights
@@ -82,6 +87,8 @@ class Learner:
         ]
         self.optimizer = build_optimizer(self.parameters, stage.optimizer, multi_precision=self.amp == "O2")
         self.scaler = paddle.amp.GradScaler(enable=self.amp != "O0")
+        self.student.train_mode()
+        self._statistics = MovingStatistics(model, world.rank)
 
     def open_trunk(self) -> None:
         """Where the classifier alone is trained, computes what is below it fast; call it when the weights are there."""
@@ -99,12 +106,15 @@ class Learner:
         if len(batch.labels) == 0:
             if self.labels is not None and batch.slot is not None:
                 self.labels.note_undecodable(batch.slot)
+            self._statistics.after_micro_batch(computed=False)
             return {}
         self.student.train_mode()
+        self._statistics.before_forward()
         images = seen_images(batch)
         with paddle.amp.auto_cast(enable=self.amp != "O0", level=self.amp if self.amp != "O0" else "O1"):
             answers = self._answers(batch, images)
             outputs = self._outputs(batch, images)
+        self._statistics.after_micro_batch(computed=True)
         terms = self.loss(outputs, answers, Targets.of_batch(batch.labels, batch.partner, batch.lam))
         share = len(batch.labels) / batch.global_count
         total = self.loss.total(terms) * share
@@ -124,6 +134,19 @@ class Learner:
             return self.labels(images, batch.slot)
         return self.teacher(images) if self.teacher is not None else None
 
+    def combine(self, samples: int) -> None:
+        """Behind a step's micro-batches: takes up what the other ranks computed of it, gradients and BN statistics.
+
+        Args:
+            samples: Of the step, over all ranks. Without any, nothing changes.
+        """
+        if self.world.rank.size == 1:
+            return
+        rows = self._statistics.rows() if samples else []
+        if samples:
+            sum_over_ranks(self.world, [*gradients_of([p for _, p in self.parameters]), *rows])
+        self._statistics.replay(rows)
+
     def update(self, rate: float) -> None:
         """Makes one step of the optimiser and forgets the gradients."""
         self.optimizer.set_lr(rate)
@@ -140,13 +163,14 @@ class Learner:
         average = self.student.with_ema_weights() if self.stage.ema_decay is not None and not plain else nullcontext()
         with average:
             if self.trunk is not None:
-                return count_hits(self._logits, loader, self.stage.evaluation)
+                return count_hits(self._logits, loader, self.stage.evaluation, self.world)
             return measure(
                 self.student.model,
                 loader,
                 section=self.stage.evaluation,
                 normalization=self.stage.normalization,
                 data_format=self.model_section.data_format,
+                world=self.world,
             )
 
     def _logits(self, batch: Batch) -> np.ndarray:
@@ -160,6 +184,12 @@ class Learner:
         if self.labels is not None:
             return [*self.labels.store.teachers]
         return self.teacher.identity if self.teacher is not None else None
+
+    def facts(self) -> dict[str, str]:
+        """What ranks that train together must have in common besides tensors: what computes, and whose answers."""
+        identity = self.teacher_identity() or []
+        teachers = {f"weights of teacher {number} {name}": digest for number, (name, digest) in enumerate(identity)}
+        return {"student's kernels": self.student.model.kernels.description, **teachers}
 
     def result_weights(self) -> dict[str, np.ndarray]:
         """The student's weights as they leave the stage: the moving average where there is one."""

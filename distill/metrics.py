@@ -1,7 +1,9 @@
 """What a run measures: running sums, the JSONL log, and the VisualDL curves drawn from it."""
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from distill.distributed.world import ALONE, World
 from distill.errors import RunError
-from distill.files import write_atomically
+from distill.files import cannot_write, write_atomically
 
 
 def topk_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
@@ -44,25 +47,36 @@ class StepRecords:
         self.terms.append(terms)
         self.indices.append(indices)
 
-    def drain(self) -> dict[str, float]:
+    def drain(self, world: World = ALONE) -> dict[str, float]:
         """The mean of each term over the updates since the last call, which are then forgotten.
+
+        Args:
+            world: The ranks, each with its share of the terms of the same updates.
 
         Raises:
             RunError: A term was not finite; names the first such update, its terms and its samples.
         """
-        values = [{name: float(value) for name, value in terms.items()} for terms in self.terms]
-        for step, terms, indices in zip(self.steps, values, self.indices, strict=True):
-            if not all(math.isfinite(value) for value in terms.values()):
-                samples = np.concatenate(indices) if indices else np.zeros(0, np.int64)
-                listed = ", ".join(map(str, samples[:16])) + (", ..." if len(samples) > 16 else "")
-                shown = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
+        own = [
+            (step, {name: float(value) for name, value in terms.items()}, np.concatenate(indices).tolist())
+            for step, terms, indices in zip(self.steps, self.terms, self.indices, strict=True)
+        ]
+        self.steps, self.terms, self.indices = [], [], []
+        values: dict[int, dict[str, float]] = {}
+        samples: dict[int, list[int]] = {}
+        for step, terms, indices in (record for records in world.gather(own) for record in records):
+            total = values.setdefault(step, dict.fromkeys(terms, 0.0))
+            values[step] = {name: total[name] + value for name, value in terms.items()}
+            samples.setdefault(step, []).extend(indices)
+        for step in sorted(values):
+            if not all(math.isfinite(value) for value in values[step].values()):
+                listed = ", ".join(map(str, samples[step][:16])) + (", ..." if len(samples[step]) > 16 else "")
+                shown = ", ".join(f"{name} = {value:g}" for name, value in values[step].items())
                 raise RunError(
                     f"the loss is not finite at step {step}: {shown}. Sample indices: {listed}. "
                     "The last checkpoint is intact; try a lower learning rate, clip_norm, or look at these samples."
                 )
-        self.steps, self.terms, self.indices = [], [], []
-        names = values[0] if values else {}
-        return {name: sum(v[name] for v in values) / len(values) for name in names}
+        names = next(iter(values.values())) if values else {}
+        return {name: sum(terms[name] for terms in values.values()) / len(values) for name in names}
 
 
 class MetricsLog:
@@ -78,16 +92,30 @@ class MetricsLog:
         kept = [entry for entry in read_metrics(self._path) if (entry["stage"], entry["step"]) <= (stage, after_step)]
         write_atomically(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         shutil.rmtree(folder / "visualdl", ignore_errors=True)
-        self._file = self._path.open("a", buffering=1)
         from visualdl import LogWriter
 
-        self._curves = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
+        try:
+            self._file = self._path.open("ab", buffering=0)  # a line that was not taken is not tried again
+            self._curves = LogWriter(logdir=str(folder / "visualdl"), display_name=folder.name)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
         for entry in kept:
             self._draw(entry)
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Appends an entry with the keys kind ("train" or "evaluation"), stage, stage_name, step and more."""
-        self._file.write(json.dumps(entry) + "\n")
+        """Appends an entry with the keys kind ("train" or "evaluation"), stage, stage_name, step and more.
+
+        VisualDL's curves are a copy: what it cannot write it reports and leaves out, and a resume draws it again.
+
+        Raises:
+            RunError: The disk is full; a line that was written in part is left out when the log is read.
+        """
+        line = (json.dumps(entry) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         self._draw(entry)
 
     def add_picture(self, tag: str, image: np.ndarray) -> None:
@@ -107,13 +135,13 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    """The entries of a `metrics.jsonl` up to a line that is damaged, such as a last one cut short by a crash."""
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
     return entries

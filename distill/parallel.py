@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from distill.distributed.rank import Rank
 from distill.errors import UserError
 
 DeviceKind = Literal["cpu", "gpu", "auto"]
 OLDEST_PADDLE = "2.6.2"
 CPUINFO = Path("/proc/cpuinfo")
+THREADS_VARIABLE = "DISTILL_CPU_THREADS"
+"""Environment variable: CPU threads of a process; absent: the cores it may use, shared among the ranks of its host."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,25 @@ class Device:
     threads: int
 
 
-def setup_process(device: DeviceKind = "auto", *, seed: int = 0) -> Device:
+def setup_process(device: DeviceKind = "auto", *, seed: int = 0, rank: Rank | None = None) -> Device:
     """Imports Paddle, checks it, and sets device, threads and the seed of weight initialisation.
 
     Args:
         device: "auto" takes the GPU where Paddle was built for one and sees one.
         seed: Of Paddle's generator, >= 0.
+        rank: Of this process, where several train together: each takes a GPU of its own, or its share of the cores.
 
     Raises:
-        UserError: Paddle is missing or too old, or there is no such device.
+        UserError: Paddle is missing or too old, there is no such device, or `THREADS_VARIABLE` is no number.
     """
+    rank = rank or Rank()
+    threads = _threads(rank)
     mkl_path = _mkl_path_for_amd()
     if mkl_path is not None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", mkl_path)
     paddle = import_paddle()
     kind = _choose_device(paddle, device)
-    paddle.set_device(kind)
-    threads = len(os.sched_getaffinity(0))
+    paddle.set_device(kind if rank.size == 1 or kind == "cpu" else f"gpu:{_gpu_of(rank)}")
     if kind == "cpu":
         paddle.base.core.set_num_threads(threads)
         from distill.onednn.library import use_threads  # imports Paddle
@@ -56,6 +61,21 @@ def setup_process(device: DeviceKind = "auto", *, seed: int = 0) -> Device:
         use_threads(threads)
     paddle.seed(seed % 2**63)
     return Device(kind=kind, threads=threads)
+
+
+def _threads(rank: Rank) -> int:
+    text = os.environ.get(THREADS_VARIABLE, "")
+    if not text:
+        return max(1, len(os.sched_getaffinity(0)) // rank.local_size)
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"the environment variable {THREADS_VARIABLE} must be a whole number >= 1, received {text!r}")
+    return int(text)
+
+
+def _gpu_of(rank: Rank) -> int:
+    """The GPU that Paddle's launcher chose for a rank, among those that the process sees."""
+    chosen = os.environ.get("FLAGS_selected_gpus", "")  # noqa: SIM112 - Paddle's name
+    return int(chosen) if chosen.isdecimal() else rank.local_number
 
 
 def import_paddle() -> Any:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.display import Display
+from distill.distributed.agreement import agree_on_run
+from distill.distributed.rank import rank_of_environment
+from distill.distributed.world import World, joined
 from distill.errors import UserError
 from distill.evaluate import Evaluation
 from distill.files import write_atomically
@@ -46,6 +49,8 @@ def run_recipe(
 ) -> RunResult:
     """Trains all stages of a recipe, each from the student that the one before left.
 
+    Where Paddle's launcher started several processes, all of them train together, and rank 0 alone writes.
+
     Args:
         recipe: What to do.
         output: The run's folder: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `visualdl/`,
@@ -55,28 +60,44 @@ def run_recipe(
         accept_changes: Dotted keys whose change against the resumed run is meant.
 
     Raises:
-        UserError: `output` holds a run and `resume` is false, or its recipe differs.
+        UserError: `output` holds a run and `resume` is false, or its recipe differs; or the ranks do not agree.
         RunError: Training failed; see `train_stage`.
     """
-    prepare_folder(recipe, output, resume=resume, accept_changes=accept_changes)
-    chosen = setup_process(device, seed=recipe.seed)
-    note_environment(output, chosen)
-    results: dict[str, StageResult] = {}
-    weights: Path | None = None
-    for number, stage in enumerate(recipe.stages):
-        folder = stage_folder(output, recipe, number)
-        result = finished_stage(folder)
-        if result is None:
-            result = train_stage(recipe, number, output, device=chosen, start_from=weights)
-            write_json(folder / "result.json", asdict(result))
-        else:
-            Display(stage.name, 0).say(f"stage {stage.name} is finished: top-1 {result.evaluation.top1:.4f}")
-        results[stage.name] = result
-        weights = folder / "student.safetensors"
-    if weights is not None:
-        write_atomically(output / "student.safetensors", weights.read_bytes())
-    write_json(output / "result.json", {name: asdict(result) for name, result in results.items()})
+    rank = rank_of_environment()
+    check_folder(recipe, output, resume=resume, accept_changes=accept_changes)  # at once, on every rank
+    chosen = setup_process(device, seed=recipe.seed, rank=rank)
+    with joined(rank, chosen) as world:
+        agree_on_run(world, recipe, environment(chosen))
+        if world.is_first:
+            prepare_folder(recipe, output, resume=resume, accept_changes=accept_changes)
+            note_environment(output, chosen)
+        results = {
+            stage.name: _finish_stage(recipe, number, output, chosen, world)
+            for number, stage in enumerate(recipe.stages)
+        }
+        if world.is_first:
+            last = stage_folder(output, recipe, len(recipe.stages) - 1)
+            write_atomically(output / "student.safetensors", (last / "student.safetensors").read_bytes())
+            write_json(output / "result.json", {name: asdict(result) for name, result in results.items()})
     return RunResult(output, results)
+
+
+def _finish_stage(recipe: Recipe, number: int, output: Path, device: Device, world: World) -> StageResult:
+    """Trains a stage, from the student that the one before left, unless rank 0 finds it finished."""
+    folder = stage_folder(output, recipe, number)
+    result = finished_stage(folder) if world.is_first else None
+    if finished := world.share(asdict(result) if result is not None else None):
+        result = StageResult(**finished | {"evaluation": Evaluation(**finished["evaluation"])})
+        if world.is_first:
+            Display(folder.name, 0).say(
+                f"stage {recipe.stages[number].name} is finished: top-1 {result.evaluation.top1:.4f}"
+            )
+        return result
+    weights = stage_folder(output, recipe, number - 1) / "student.safetensors" if number else None
+    result = train_stage(recipe, number, output, device=device, start_from=weights, world=world)
+    if world.is_first:
+        write_json(folder / "result.json", asdict(result))
+    return result
 
 
 def prepare_folder(recipe: Recipe, output: Path, *, resume: bool, accept_changes: Sequence[str]) -> None:

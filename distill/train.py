@@ -3,8 +3,8 @@
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from distill import checkpoint
 from distill.data.failures import check_undecodable
 from distill.data.loader import EvaluationLoader, TrainLoader
 from distill.data.sources import Images, open_sources
-from distill.data.types import Batch
+from distill.data.types import Batch, Failure
 from distill.display import readable_bytes
+from distill.distributed.agreement import agree_on_stage
+from distill.distributed.step import StepNews, exchange_news
+from distill.distributed.world import ALONE, World
+from distill.errors import RunError
 from distill.evaluate import Evaluation
 from distill.features import FeatureStore
 from distill.journal import Journal
@@ -29,8 +33,8 @@ from distill.metrics import StepRecords
 from distill.optim import learning_rate
 from distill.parallel import Device
 from distill.recalibrate import recalibrate_stage
-from distill.recipe import Recipe, Stage
-from distill.signals import Interrupted, stop_signals
+from distill.recipe import Recipe
+from distill.signals import Interrupted, StopRequest, stop_signals
 from distill.trunk import open_features
 from distill.weights import write_weights
 
@@ -72,7 +76,7 @@ def stage_folder(run: Path, recipe: Recipe, number: int) -> Path:
 
 
 def train_stage(
-    recipe: Recipe, number: int, run: Path, *, device: Device, start_from: Path | None = None
+    recipe: Recipe, number: int, run: Path, *, device: Device, start_from: Path | None = None, world: World = ALONE
 ) -> StageResult:
     """Trains stage `number` of a recipe, from its last checkpoint where there is one.
 
@@ -82,6 +86,7 @@ def train_stage(
         run: The run's folder; the stage's own is `stage_folder(run, recipe, number)`.
         device: What `setup_process` returned.
         start_from: Weights that the stage before left; None: those of the recipe, or a fresh network.
+        world: The ranks that train together, each of them here; all return the same.
 
     Raises:
         Interrupted: SIGTERM or SIGINT arrived; the state is saved.
@@ -92,25 +97,27 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     source = open_sources(stage.data.sources, recipe.num_classes)
     evaluation_images = open_sources(stage.evaluation.sources, recipe.num_classes)
-    evaluation_loader = EvaluationLoader.of_stage(recipe, number, evaluation_images)  # a wrong list is told at once
+    place = {"rank": world.rank.number, "world_size": world.rank.size}
+    evaluation_loader = EvaluationLoader.of_stage(recipe, number, evaluation_images, **place)  # tells a wrong list
     labels = open_labels(recipe, number, source)
-    learner = Learner(recipe, number, device, start_from, labels)
+    learner = Learner(recipe, number, device, start_from, labels, world)
     position = start_or_resume(learner, recipe, number, source, folder / "checkpoints")
     learner.open_trunk()
+    check_ranks_agree(learner, position, {"images": source, "evaluation images": evaluation_images})
     features = open_features(learner.trunk, recipe, number, folder / "features")
     kept = features.training(source, stage) if features is not None else None
     if features is not None:
         evaluation_loader = evaluation_loader.with_features(features.evaluation(evaluation_images, stage.evaluation))
-    loader = TrainLoader.of_stage(recipe, number, source, labels=labels, features=kept)
+    loader = TrainLoader.of_stage(recipe, number, source, labels=labels, features=kept, **place)
 
     saver = Saver(recipe, folder / "checkpoints", learner, position)
     last_step = stage.epochs * loader.steps_per_epoch
-    journal = Journal(run, recipe, number, step=position.step, last_step=last_step)
+    journal = Journal(run, recipe, number, step=position.step, last_step=last_step, silent=not world.is_first)
 
-    with stop_signals() as stop, journal, teacher_processes(recipe, number, folder) as builders:
+    with stop_signals() as stop, journal, teacher_processes(recipe, number, folder, world.is_first) as builders:
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device, kept):
             journal.display.say(line)
-        records = StepRecords()
+        sitting = Sitting(learner, loader, position, saver, journal, stop)
         batches = loader.batches(position.step, last_step)
         batches = journal.throughput.timed(
             arrived(batches, labels, recipe, number, builders, stop, journal.display.say)
@@ -123,86 +130,134 @@ def train_stage(
                 peak=stage.optimizer.learning_rate,
                 schedule=stage.schedule,
             )
-            records.append(step + 1, *update(learner, batches, rate, position, stage, len(source), journal))
+            news = update(sitting, batches, rate)
 
             epoch, into_epoch = divmod(position.step, loader.steps_per_epoch)
-            stopping = stop.signal  # read once: a signal that comes later in this turn waits for the next
-            save_now = stopping is not None or into_epoch == 0 or saver.is_due()
+            save_now = news.signal is not None or into_epoch == 0 or news.save
             if save_now or position.step % recipe.runtime.log_every_steps == 0:
-                means = records.drain()  # stops here when a loss was not finite: never save behind one
+                means = sitting.records.drain(world)  # stops here when a loss was not finite: never save behind one
                 journal.training(step=position.step, images=position.images, rate=rate, terms=means)
             if into_epoch == 0:
                 end_epoch(epoch, learner, evaluation_loader, folder, position, journal)
             if save_now:
                 saver.save()
-            if stopping is not None:
+            if news.signal is not None:
                 raise Interrupted(
-                    f"stopped by {signal.Signals(stopping).name} at step {position.step} of {last_step} of stage "
+                    f"stopped by {signal.Signals(news.signal).name} at step {position.step} of {last_step} of stage "
                     f"{stage.name}; the state is saved, --resume goes on from here",
-                    stopping,
+                    news.signal,
                 )
-    write_weights(folder / "student.safetensors", learner.result_weights())
-    shutil.rmtree(folder / "features", ignore_errors=True)
+    leave_weights(learner, folder)
     return StageResult(Evaluation(**position.evaluation or {}), position.best_top1, position.step, position.seconds)
 
 
 def start_or_resume(learner: Learner, recipe: Recipe, number: int, images: Images, checkpoints: Path) -> Position:
     """Takes up the last checkpoint; without one the stage begins, with the statistics that it asks for."""
-    saved = checkpoint.latest(checkpoints)
-    if saved is not None:
-        learner.restore(saved)
-        return Position(**saved.state["position"])
-    position = Position()
-    if recipe.stages[number].recalibrate_bn is not None:
-        recalibrate_stage(learner.student.model, recipe, number, images)
-        Saver(recipe, checkpoints, learner, position).save()  # it may have taken long
-    return position
+    saved = common_checkpoint(learner.world, checkpoints)
+    if saved is None and recipe.stages[number].recalibrate_bn is not None:
+        if learner.world.is_first:
+            recalibrate_stage(learner.student.model, recipe, number, images)
+            Saver(recipe, checkpoints, learner, Position()).save()  # it may have taken long
+        saved = common_checkpoint(learner.world, checkpoints)
+    if saved is None:
+        return Position()
+    learner.restore(saved)
+    return Position(**saved.state["position"])
 
 
-def update(
-    learner: Learner,
-    batches: Iterator[Batch],
-    rate: float,
-    position: Position,
-    stage: Stage,
-    images: int,
-    journal: Journal,
-) -> tuple[dict[str, paddle.Tensor], list[np.ndarray]]:
-    """One step of the optimiser on one global batch, gathered from as many micro-batches as it takes.
+def common_checkpoint(world: World, checkpoints: Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint that all ranks go on with: the last undamaged one that rank 0 finds.
+
+    Raises:
+        RunError: There are checkpoints and all are damaged, or a rank cannot read rank 0's.
+    """
+    own = checkpoint.latest(checkpoints) if world.is_first else None
+    name = world.share(own.path.name if own is not None else None)
+    if world.is_first or name is None:
+        return own
+    try:
+        return checkpoint.load(checkpoints / name)
+    except checkpoint.DamagedCheckpoint as error:
+        raise RunError(
+            f"rank 0 goes on with the checkpoint {checkpoints / name}, which rank {world.rank.number} cannot read: "
+            f"{error}. The run's folder (--output) must be the same one on all hosts"
+        ) from error
+
+
+def check_ranks_agree(learner: Learner, position: Position, images: Mapping[str, Images]) -> None:
+    """Stops where one of several ranks would begin with something else.
+
+    Raises:
+        UserError: Names what differs, and where.
+    """
+    if learner.world.rank.size > 1:
+        facts = {"step": position.step, **learner.facts()}
+        agree_on_stage(learner.world, learner.stage.name, facts, learner.tensors(), images)
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What the steps of a stage work with, from a start to the next stop."""
+
+    learner: Learner
+    loader: TrainLoader
+    position: Position
+    saver: "Saver"
+    journal: Journal
+    stop: StopRequest
+    records: StepRecords = field(default_factory=StepRecords)
+
+
+def update(sitting: Sitting, batches: Iterator[Batch], rate: float) -> StepNews:
+    """One step of the optimiser on one global batch, gathered from as many micro-batches as it takes, on all ranks.
 
     Returns:
-        The mean of each loss term over the global batch (scalar tensors), and the samples' indices.
+        What the ranks agreed on: whether to save, whether to stop.
     """
+    learner, position, journal = sitting.learner, sitting.position, sitting.journal
     terms: dict[str, paddle.Tensor] = {}
     indices: list[np.ndarray] = []
+    failures: list[Failure] = []
     for batch in batches:
         if batch.step == 0 and not indices:
             journal.first_views(batch.images)
-        note_failures(batch, position, stage, images, journal)
+        note_failures(sitting, batch.failures)
         for name, value in learner.accumulate(batch).items():
             terms[name] = terms[name] + value if name in terms else value
         indices.append(batch.indices)
-        position.images += len(batch.labels)
+        failures.extend(batch.failures)
         if batch.ends_step:
             break
+    sitting.records.append(position.step + 1, terms, indices)
+    own = StepNews(
+        samples=sum(map(len, indices)),
+        failures=failures,
+        signal=sitting.stop.signal,  # read once: one that comes later in this turn waits for the next
+        save=sitting.saver.is_due(position.step + 1),
+    )
+    news, failures_elsewhere = exchange_news(learner.world, own)
+    note_failures(sitting, failures_elsewhere)
+    learner.combine(news.samples)
     learner.update(rate)
     position.step += 1
-    return terms, indices
+    position.images += news.samples
+    journal.throughput.images += news.samples
+    return news
 
 
 class Saver:
-    """Decides when a checkpoint is due between epochs, and writes it."""
+    """Decides when a checkpoint is due between epochs, and writes it: on rank 0 alone."""
 
     def __init__(self, recipe: Recipe, folder: Path, learner: Learner, position: Position) -> None:
         self._recipe, self._folder, self._learner, self._position = recipe, folder, learner, position
         self._last = time.monotonic()
 
-    def is_due(self) -> bool:
-        """Whether the recipe's steps or minutes since the last checkpoint have passed."""
+    def is_due(self, step: int) -> bool:
+        """Whether behind `step` updates the recipe's steps or minutes since the last checkpoint will have passed."""
         runtime = self._recipe.runtime
         by_steps = runtime.checkpoint_every_steps
         by_time = time.monotonic() - self._last >= 60 * runtime.checkpoint_every_minutes
-        return by_time or (by_steps is not None and self._position.step % by_steps == 0)
+        return by_time or (by_steps is not None and step % by_steps == 0)
 
     def save(self) -> None:
         """Writes a checkpoint of the present position."""
@@ -216,7 +271,8 @@ class Saver:
             "recipe": self._recipe.model_dump(mode="json"),
         }
         keep = self._recipe.runtime.keep_checkpoints
-        checkpoint.save(self._folder, self._position.step, self._learner.tensors(), state, keep)
+        if self._learner.world.is_first:
+            checkpoint.save(self._folder, self._position.step, self._learner.tensors(), state, keep)
 
 
 def announcement(
@@ -255,17 +311,23 @@ def announcement(
     return lines
 
 
-def note_failures(batch: Batch, position: Position, stage: Stage, images: int, journal: Journal) -> None:
-    """Names every file that could not be decoded, and stops when they are too many.
+def note_failures(sitting: Sitting, failures: Sequence[Failure]) -> None:
+    """Names every file that could not be decoded in the present step, and stops when they are too many.
 
     Raises:
         RunError: More than `data.max_undecodable_fraction` of an epoch's samples.
     """
-    for failure in batch.failures:
-        journal.undecodable(batch.step + 1, failure)
-    position.undecodable += len(batch.failures)
+    position, plan = sitting.position, sitting.loader.plan
+    for failure in failures:
+        sitting.journal.undecodable(position.step + 1, failure)
+    position.undecodable += len(failures)
     check_undecodable(
-        stage, batch.epoch, position.undecodable, images, batch.failures, listed="All are in metrics.jsonl."
+        sitting.learner.stage,
+        position.step // plan.steps_per_epoch,
+        position.undecodable,
+        plan.n,
+        failures,
+        listed="All are in metrics.jsonl.",
     )
 
 
@@ -283,5 +345,14 @@ def end_epoch(
     position.evaluation = evaluation.as_dict()
     if evaluation.top1 > position.best_top1:
         position.best_top1 = evaluation.top1
-        write_weights(folder / "best.safetensors", learner.result_weights())
+        if learner.world.is_first:
+            write_weights(folder / "best.safetensors", learner.result_weights())
     journal.throughput.restart()
+
+
+def leave_weights(learner: Learner, folder: Path) -> None:
+    """Ends a finished stage: writes the student, removes what was kept for its steps."""
+    if learner.world.is_first:
+        write_weights(folder / "student.safetensors", learner.result_weights())
+        shutil.rmtree(folder / "features", ignore_errors=True)
+    learner.world.wait()

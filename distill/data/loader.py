@@ -82,10 +82,12 @@ class TrainLoader:
         number: int,
         source: ImageSource,
         *,
+        rank: int = 0,
+        world_size: int = 1,
         labels: LabelSource | None = None,
         features: FeatureSource | None = None,
     ) -> Self:
-        """The loader of stage `number` of a recipe, on one rank."""
+        """The loader of stage `number` of a recipe, on one rank of `world_size`."""
         return cls(
             source,
             recipe.stages[number],
@@ -93,6 +95,8 @@ class TrainLoader:
             seed=recipe.seed,
             stage_index=number,
             data_format=recipe.model.data_format,
+            rank=rank,
+            world_size=world_size,
             labels=labels,
             features=features,
         )
@@ -162,9 +166,16 @@ class EvaluationLoader:
         self._runtime = runtime
 
     @classmethod
-    def of_stage(cls, recipe: Recipe, number: int, source: ImageSource) -> Self:
-        """The loader of what stage `number` of a recipe is measured on, on one rank."""
-        return cls(source, recipe.stages[number].evaluation, recipe.runtime, data_format=recipe.model.data_format)
+    def of_stage(cls, recipe: Recipe, number: int, source: ImageSource, *, rank: int = 0, world_size: int = 1) -> Self:
+        """The loader of what stage `number` of a recipe is measured on, on one rank of `world_size`."""
+        return cls(
+            source,
+            recipe.stages[number].evaluation,
+            recipe.runtime,
+            data_format=recipe.model.data_format,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def with_features(self, features: FeatureSource) -> Self:
         """The same batches, each looked up in a feature store."""

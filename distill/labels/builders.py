@@ -38,16 +38,17 @@ class Builder:
 
 
 @contextlib.contextmanager
-def teacher_processes(recipe: Recipe, number: int, folder: Path) -> Iterator[list[Builder]]:
+def teacher_processes(recipe: Recipe, number: int, folder: Path, start: bool = True) -> Iterator[list[Builder]]:
     """Runs a builder on each of the stage's `teacher.devices` for as long as the context lasts.
 
     Args:
         recipe: The whole recipe.
         number: Of the stage.
         folder: The stage's own: takes the recipe that they read, and their logs.
+        start: Whether it is this process that runs them; of several ranks the first does.
     """
     stage = recipe.stages[number]
-    devices = stage.teacher.devices if stage.teacher is not None else ()
+    devices = stage.teacher.devices if stage.teacher is not None and start else ()
     builders: list[Builder] = []
     if devices:
         write_atomically(folder / "builders.yaml", resolved_yaml(recipe))
