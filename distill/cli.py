@@ -7,7 +7,6 @@ import contextlib
 import json
 import sys
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,17 @@ import typer
 
 import distill
 from distill.command_line import run_command
+from distill.command_options import (
+    DebugOption,
+    DeviceName,
+    DeviceOption,
+    JsonOption,
+    RunOrRecipeArgument,
+    SetOption,
+    WeightsOption,
+)
 from distill.errors import RunError, UserError
+from distill.export_command import export
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,29 +62,7 @@ benchmark_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="M
 app.add_typer(benchmark_app, name="benchmark")
 
 
-class DeviceName(StrEnum):
-    """Where to compute."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    GPU = "gpu"
-
-
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or its name in `recipes`.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a value of the recipe, as if the file said so; repeatable. KEY is dotted "
-        "(optimizer.learning_rate, stages.NAME.epochs), VALUE is YAML, null removes.",
-    ),
-]
-DeviceOption = Annotated[
-    DeviceName, typer.Option("--device", help="Where to compute; auto takes the GPU where Paddle sees one.")
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 RecordsOption = Annotated[
     Path, typer.Option("--records", metavar="FILE", help="Where measured accuracies are kept, a JSON object a line.")
 ]
@@ -471,16 +458,8 @@ def launch(
 
 @app.command()
 def evaluate(
-    recipe_or_run: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE_OR_RUN", help="A run's folder, or a recipe's file or name (with --weights)."),
-    ],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .safetensors or .pdparams file. Default: the run's student, or the recipe's model.weights."
-        ),
-    ] = None,
+    recipe_or_run: RunOrRecipeArgument,
+    weights: WeightsOption = None,
     overrides: SetOption = None,
     record: Annotated[
         bool, typer.Option("--record", help="Keep the result, with all that says what it means, for `distill zoo`.")
@@ -500,17 +479,9 @@ def evaluate(
       distill evaluate runs/distilled --record
       distill evaluate distilled --weights runs/seed2/student.safetensors --json
     """
-    run = Path(recipe_or_run)
-    if run.is_dir():
-        _, loaded = _load(str(run / "recipe.yaml"), overrides)
-        weights = weights or run / "student.safetensors"
-    else:
-        _, loaded = _load(recipe_or_run, overrides)
-        weights = weights or (Path(loaded.model.weights) if loaded.model.weights else None)
-    if weights is None:
-        raise UserError(f"{recipe_or_run} is a recipe without model.weights: say what to measure with --weights FILE")
-    if not weights.is_file():
-        raise UserError(f"there are no weights {weights}: the run has not finished, or --weights names a wrong file")
+    from distill.trained import find_trained
+
+    loaded, weights = find_trained(recipe_or_run, weights, overrides)
     _require_paddle()
     from distill.evaluate import evaluate_weights
 
@@ -531,14 +502,27 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
-    run: Annotated[Path, typer.Option("--run", help="A run's folder, or a recipe's file together with --weights.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE", help="Image files, folders of them, or image lists (.txt, .parquet; paths relative to it)."
+        ),
+    ],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="A run's folder, or a recipe's file together with --weights.")
+    ] = None,
+    exported: Annotated[
+        Path | None, typer.Option("--model", metavar="FOLDER_OR_FILE", help="Instead: what `distill export` wrote.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="A .safetensors or .pdparams file. Default: the run's student.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many classes to print.")] = 5,
     class_names: Annotated[
-        Path | None, typer.Option("--class-names", help="A text file, the name of one class a line.")
+        Path | None,
+        typer.Option(
+            "--class-names", help="A text file, the name of one class a line. Default: those of --model, if it has any."
+        ),
     ] = None,
     device: DeviceOption = DeviceName.AUTO,
     as_json: JsonOption = False,
@@ -546,17 +530,29 @@ def predict(
 ) -> None:
     """Print the most probable classes of images.
 
-    An image that cannot be decoded is named, the others are classified all the same; the exit status is then 1.
+    An image that cannot be decoded is named, the others are classified all the same; the exit status is then 1. An
+    exported network computes on the CPU.
 
     \b
     Examples:
       distill predict shoe.png --run runs/distilled
-      distill predict *.jpg --run runs/distilled --top-k 1 --json
+      distill predict photographs --run runs/distilled --top-k 1 --json
+      distill predict list.txt --model runs/distilled/export/onnx-int8
     """
+    if (run is None) == (exported is None):
+        raise UserError("say what classifies: either --run or --model")
+    if exported is not None and (weights is not None or device is DeviceName.GPU):
+        raise UserError("--model has its own weights and computes on the CPU: leave out --weights and --device")
     _require_paddle()
     from distill import predict as prediction
 
-    found = prediction.predict(run, images, top_k=top_k, weights=weights, class_names=class_names, device=device.value)
+    found_images = prediction.find_images(images)
+    if exported is not None:
+        found = prediction.predict_exported(exported, found_images, top_k=top_k, class_names=class_names)
+    elif run is not None:
+        found = prediction.predict(
+            run, found_images, top_k=top_k, weights=weights, class_names=class_names, device=device.value
+        )
     if as_json:
         typer.echo(prediction.predictions_json(found))
     else:
@@ -564,6 +560,8 @@ def predict(
     if any(each.error is not None for each in found):
         raise typer.Exit(1)
 
+
+app.command("export")(export)
 
 StageOption = Annotated[
     str | None, typer.Option("--stage", metavar="NAME", help="Default: every stage that has teacher.labels.")

@@ -142,7 +142,7 @@ def open_engine(
     plain = EagerEngine(answers, outputs)
     if chosen == "eager" and precision == "float32":
         return plain
-    with _quiet():  # Paddle prints on stdout while it optimises the graph, at the first call too
+    with quiet():  # Paddle prints on stdout while it optimises the graph, at the first call too
         engine = (
             EagerEngine(answers, outputs, precision)
             if chosen == "eager"
@@ -219,18 +219,13 @@ class PredictorEngine:
     def __init__(self, answers: nn.Layer, outputs: Sequence[str], precision: Precision, threads: int) -> None:
         self._outputs = tuple(outputs)
         self._predictor = _predictor(answers, precision, threads)
-        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
         self.description = f"Paddle Inference, oneDNN, {precision}"
         self.largest_difference = 0.0
 
     def __call__(self, images: EngineImages) -> Answers:
         """See `Engine`."""
         given = images.astype(np.float32) / np.float32(255.0) if images.dtype == np.uint8 else images
-        self._input.reshape(given.shape)
-        self._input.copy_from_cpu(np.ascontiguousarray(given))
-        self._predictor.run()
-        handles = (self._predictor.get_output_handle(name) for name in self._predictor.get_output_names())
-        return {name: handle.copy_to_cpu() for name, handle in zip(self._outputs, handles, strict=True)}
+        return dict(zip(self._outputs, run_predictor(self._predictor, given), strict=True))
 
 
 class _Answers(nn.Layer):
@@ -257,28 +252,59 @@ class _Answers(nn.Layer):
 
 def _predictor(answers: nn.Layer, precision: Precision, threads: int) -> Any:
     """Exports the layer into a temporary folder and opens a predictor on it, which keeps nothing of the folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = paddle.static.InputSpec(answers.images_shape, "float32", "images")
+        return open_predictor(*save_program(answers, Path(folder) / "network", spec), precision, threads)
+
+
+def save_program(layer: nn.Layer, prefix: Path, images: paddle.static.InputSpec) -> tuple[Path, Path]:
+    """Writes a layer for Paddle Inference.
+
+    Args:
+        layer: In evaluation mode.
+        prefix: Of the files' names.
+        images: Of its input.
+
+    Returns:
+        The program, .json or with older versions of Paddle .pdmodel, and the .pdiparams with its weights.
+
+    Raises:
+        RunError: They cannot be written.
+    """
+    try:
+        paddle.jit.save(layer, str(prefix), input_spec=[images])
+    except OSError as error:
+        raise RunError(
+            f"cannot write the network to {prefix.parent}: {error}. Choose a folder with more space (TMPDIR names that "
+            "of temporary files)."
+        ) from error
+    program = next(path for end in (".json", ".pdmodel") if (path := prefix.with_name(prefix.name + end)).exists())
+    return program, prefix.with_name(f"{prefix.name}.pdiparams")
+
+
+def open_predictor(program: Path, weights: Path, precision: Precision, threads: int) -> Any:
+    """Opens what `save_program` wrote in Paddle Inference with oneDNN, on a CPU; it keeps nothing of the files."""
     from paddle.inference import Config, create_predictor
 
-    with tempfile.TemporaryDirectory() as folder:
-        prefix = os.path.join(folder, "network")
-        spec = paddle.static.InputSpec(answers.images_shape, "float32", "images")
-        try:
-            paddle.jit.save(answers, prefix, input_spec=[spec])
-        except OSError as error:
-            raise RunError(
-                f"cannot write the network to {folder}: {error}. Set TMPDIR to a folder with more space."
-            ) from error
-        program = next(prefix + end for end in (".json", ".pdmodel") if os.path.exists(prefix + end))
-        config = Config(program, prefix + ".pdiparams")
-        config.disable_gpu()
-        config.disable_glog_info()
-        config.set_cpu_math_library_num_threads(threads)
-        config.enable_mkldnn()
-        # Compiled kernels are kept by input shape: the last batches are short, so allow a few shapes.
-        config.set_mkldnn_cache_capacity(16)
-        if precision == "bfloat16":
-            config.enable_mkldnn_bfloat16()
-        return create_predictor(config)
+    config = Config(str(program), str(weights))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    config.enable_mkldnn()
+    # Compiled kernels are kept by input shape: the last batches are short, so allow a few shapes.
+    config.set_mkldnn_cache_capacity(16)
+    if precision == "bfloat16":
+        config.enable_mkldnn_bfloat16()
+    return create_predictor(config)
+
+
+def run_predictor(predictor: Any, images: NDArray[Any]) -> list[NDArray[np.float32]]:
+    """The answers of a network with one input, in the order of its outputs."""
+    handle = predictor.get_input_handle(predictor.get_input_names()[0])
+    handle.reshape(images.shape)
+    handle.copy_from_cpu(np.ascontiguousarray(images))
+    predictor.run()
+    return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
 
 
 def check_support(kind: Literal["predictor", "eager"], precision: Precision, device: Device) -> None:
@@ -309,7 +335,7 @@ def _cpu_flags() -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps what C++ code prints from the terminal, unless something fails."""
     with tempfile.TemporaryFile() as kept:
         saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}

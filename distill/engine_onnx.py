@@ -1,5 +1,6 @@
 """An ONNX file as a frozen network: the interface of `distill.engine.Engine`, computed by ONNX Runtime."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,18 @@ def open_onnx_engine(
         UserError: ONNX Runtime is missing, the file is none or is refused (see `distill.onnx_file`), an output is
             missing or has another shape.
     """
-    runtime = _import("onnxruntime")
-    check_onnx(_import("onnx"), path)
+    runtime = import_extra("onnxruntime")
+    check_onnx(import_extra("onnx"), path)
     source: str | bytes = str(path)
     try:
-        outputs = [output.name for output in runtime.InferenceSession(source, **_options(runtime, 1)).get_outputs()]
+        outputs = [
+            output.name for output in runtime.InferenceSession(source, **session_options(runtime, 1)).get_outputs()
+        ]
         names = _output_names(str(path), outputs, logits_output, embedding_output)
         hidden = [name for name in names.values() if name not in outputs]
         if hidden:
             source = _with_outputs(str(path), hidden)
-        session = runtime.InferenceSession(source, **_options(runtime, threads))
+        session = runtime.InferenceSession(source, **session_options(runtime, threads))
         engine = OnnxEngine(session, names, normalization)
         answers = engine(np.zeros((2, size_px, size_px, 3), np.uint8))
     except UserError:
@@ -96,7 +99,7 @@ def _output_names(path: str, outputs: list[str], logits: str | None, embedding: 
 
 def _with_outputs(path: str, names: list[str]) -> bytes:
     """The model with inner tensors of its graph as further outputs."""
-    onnx = _import("onnx")
+    onnx = import_extra("onnx")
     model = onnx.load(path)
     inner = {name for node in model.graph.node for name in node.output}
     for name in names:
@@ -107,15 +110,23 @@ def _with_outputs(path: str, names: list[str]) -> bytes:
     return serialised
 
 
-def _options(runtime: Any, threads: int) -> dict[str, Any]:
+def session_options(runtime: Any, threads: int) -> dict[str, Any]:
+    """What ONNX Runtime's sessions are opened with: on a CPU, with so many threads, saying errors only."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: it warns of unused initialisers
     return {"sess_options": options, "providers": ["CPUExecutionProvider"]}
 
 
-def _import(package: str) -> Any:
+def import_extra(package: str) -> Any:
+    """Imports a package of the extra `export`.
+
+    Raises:
+        UserError: It cannot be imported; says what to install.
+    """
     try:
-        return __import__(package)
+        return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"ONNX teachers need {package}: pip install 'paddle-distill[export]'") from error
+        raise UserError(
+            f"ONNX needs {package}, which cannot be imported ({error}): pip install 'paddle-distill[export]'"
+        ) from error

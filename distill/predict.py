@@ -1,18 +1,24 @@
 """The classes that a trained student sees in images of a user's own."""
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
+from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
 from distill.data.augment import evaluation_view
+from distill.data.class_folders import IMAGE_SUFFIXES
 from distill.data.decode import decode_image
+from distill.data.image_list import open_image_list, read_encoded
 from distill.data.types import UndecodableImage
+from distill.display import Display
 from distill.errors import UserError
 from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
@@ -20,6 +26,9 @@ from distill.parallel import DeviceKind, setup_process
 from distill.recipe import Recipe, Stage
 from distill.recipe_file import load_recipe
 from distill.weights import load_into
+
+LIST_SUFFIXES = (".txt", ".parquet")
+EXPORTED_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -78,10 +87,7 @@ def predict(
     Raises:
         UserError: No image, a top_k below 1, or a run, weights or class names that do not fit.
     """
-    if not images:
-        raise UserError("no image to classify: name at least one file")
-    if top_k < 1:
-        raise UserError(f"--top-k must be >= 1, received {top_k}")
+    _check_request(images, top_k)
     recipe, weights = _open_run(run, weights)
     names = read_class_names(class_names, recipe.num_classes) if class_names is not None else None
     setup_process(device)
@@ -96,17 +102,71 @@ def predict_images(
     """Classifies images with a model that stands, see `predict`; sets it to evaluation mode."""
     stage = recipe.stages[-1]
     model.eval()
-    predictions: list[Prediction] = []
-    for paths in _chunks(images, stage.evaluation.batch_size):
-        views = [_view(path, stage) for path in paths]
-        decoded = [view for view in views if isinstance(view, np.ndarray)]
-        rows = iter(_probabilities(model, decoded, stage, recipe.model.data_format))
-        for path, view in zip(paths, views, strict=True):
-            if isinstance(view, str):
-                predictions.append(Prediction(str(path), error=view))
-            else:
-                predictions.append(Prediction(str(path), top_classes(next(rows), top_k, names)))
-    return predictions
+    return _classify(
+        lambda views: _model_logits(model, views, stage, recipe.model.data_format),
+        images,
+        resize_short_px=stage.evaluation.resize_short_px,
+        crop_px=stage.evaluation.crop_px,
+        batch_size=stage.evaluation.batch_size,
+        top_k=top_k,
+        names=names,
+    )
+
+
+def predict_exported(
+    exported: Path, images: Sequence[Path], *, top_k: int = 5, class_names: Path | None = None
+) -> list[Prediction]:
+    """Classifies images with a network that `distill export` wrote, on the CPU.
+
+    Args:
+        exported: The folder, or a file of the network in it.
+        images: See `predict`.
+        top_k: See `predict`.
+        class_names: See `predict`; default: the names in `inference.yml`, if any.
+
+    Raises:
+        UserError: As `predict`, and what `open_exported` raises.
+    """
+    from distill.export.files import open_exported
+
+    _check_request(images, top_k)
+    network = open_exported(exported, setup_process("cpu"))
+    description = network.description
+    names = description.class_names
+    return _classify(
+        network.logits,
+        images,
+        resize_short_px=description.resize_short_px,
+        crop_px=description.crop_px,
+        batch_size=EXPORTED_BATCH_SIZE,
+        top_k=top_k,
+        names=read_class_names(class_names, description.num_classes) if class_names is not None else names,
+    )
+
+
+def find_images(given: Sequence[Path]) -> list[Path]:
+    """The images that a user means: files, all images of a folder, all that a list names.
+
+    Args:
+        given: Folders are searched at any depth, sorted, without what is hidden; a .txt or .parquet file is an image
+            list, whose paths are relative to its folder; any other file is an image.
+
+    Raises:
+        UserError: A folder without images, or a list that cannot be used.
+    """
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            inside = _images_below(path)
+            if not inside:
+                raise UserError(f"{path}: no images in this folder; looked for {', '.join(IMAGE_SUFFIXES)}")
+            found += inside
+        elif path.suffix.lower() in LIST_SUFFIXES:
+            listed = open_image_list(path, path.parent, None)
+            found += [Path(os.fsdecode(listed.path(index))) for index in range(len(listed))]
+        else:
+            found.append(path)
+    return found
 
 
 def top_classes(probabilities: np.ndarray, top_k: int, names: Sequence[str] | None = None) -> tuple[RankedClass, ...]:
@@ -164,28 +224,74 @@ def _open_run(run: Path, weights: Path | None) -> tuple[Recipe, Path]:
     return load_recipe(recipe_path), weights
 
 
-def _view(path: Path, stage: Stage) -> np.ndarray | str:
+def _images_below(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        own = (name for name in files if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES))
+        found += [Path(parent) / name for name in own]
+    return sorted(found)
+
+
+def _check_request(images: Sequence[Path], top_k: int) -> None:
+    if not images:
+        raise UserError("no image to classify: name at least one file")
+    if top_k < 1:
+        raise UserError(f"--top-k must be >= 1, received {top_k}")
+
+
+def _classify(
+    logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    images: Sequence[Path],
+    *,
+    resize_short_px: int,
+    crop_px: int,
+    batch_size: int,
+    top_k: int,
+    names: Sequence[str] | None,
+) -> list[Prediction]:
+    """Asks `logits` about views uint8 [N, crop_px, crop_px, 3]; it returns float32 [N, num_classes]."""
+    predictions: list[Prediction] = []
+    with Display("predict", len(images), unit="image") as display:
+        for paths in _chunks(images, batch_size):
+            views = [_view(path, resize_short_px, crop_px) for path in paths]
+            decoded = [view for view in views if isinstance(view, np.ndarray)]
+            rows = iter(softmax(logits(np.stack(decoded))) if decoded else ())
+            for path, view in zip(paths, views, strict=True):
+                if isinstance(view, str):
+                    predictions.append(Prediction(str(path), error=view))
+                else:
+                    predictions.append(Prediction(str(path), top_classes(next(rows), top_k, names)))
+            display.advance(len(predictions), {})
+    return predictions
+
+
+def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The probabilities float64 [N, C] of logits [N, C]."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    probabilities: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return probabilities
+
+
+def _view(path: Path, resize_short_px: int, crop_px: int) -> NDArray[np.uint8] | str:
     """Returns uint8 [crop_px, crop_px, 3], or why there is none."""
     try:
-        image = decode_image(path.read_bytes(), str(path))
+        image = decode_image(read_encoded(os.fsencode(path)), str(path))
     except OSError as error:
         return error.strerror or str(error)
     except UndecodableImage as error:
         return error.reason
-    return evaluation_view(image, stage.evaluation.resize_short_px, stage.evaluation.crop_px)
+    return evaluation_view(image, resize_short_px, crop_px)
 
 
-def _probabilities(model: paddle.nn.Layer, views: Sequence[np.ndarray], stage: Stage, data_format: str) -> np.ndarray:
+def _model_logits(
+    model: paddle.nn.Layer, views: NDArray[np.uint8], stage: Stage, data_format: str
+) -> NDArray[np.float32]:
     """Returns float32 [N, num_classes] for N views."""
-    if not views:
-        return np.empty((0, 0), np.float32)
-    images = np.stack(views)
-    if data_format == "NCHW":
-        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    images = views if data_format == "NHWC" else np.ascontiguousarray(views.transpose(0, 3, 1, 2))
     with paddle.no_grad():
         logits = model(normalize(to_unit_range(images), stage.normalization, data_format))
-        probabilities: np.ndarray = paddle.nn.functional.softmax(logits.astype("float32"), axis=-1).numpy()
-    return probabilities
+    return np.asarray(logits.astype("float32").numpy())
 
 
 def _chunks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:

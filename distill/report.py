@@ -23,6 +23,8 @@ _PACKAGES = (
     "opencv-python-headless",
     "simplejpeg",
     "safetensors",
+    "onnx",
+    "onnxruntime",
 )
 
 

@@ -53,9 +53,7 @@ def main() -> None:
 def started(options: argparse.Namespace) -> Iterator[tuple[str, Process]]:
     """All contenders that this machine can run."""
     for name, which in WORKERS.items():
-        if which == "onnx" and not (
-            importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("paddle2onnx")
-        ):
+        if which == "onnx" and not (importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnx")):
             print(f"  {name}: left out, pip install 'paddle-distill[export]'")
         elif which == "bfloat16" and "avx512bw" not in Path("/proc/cpuinfo").read_text():
             print(f"  {name}: left out, this processor has no AVX-512")
@@ -96,28 +94,16 @@ def contender(options: argparse.Namespace) -> tuple[Callable[[], object], dict[s
 
 def onnx_engine(model: Any, px: int, threads: int) -> Any:
     """The network exported to ONNX, opened as a teacher of `data-mining` is."""
-    import paddle
-    import paddle2onnx
-
     from distill.engine_onnx import open_onnx_engine
+    from distill.export.folding import fold_batch_norm
+    from distill.export.onnx_graph import onnx_network
 
-    class TwoOutputs(paddle.nn.Layer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, images):
-            taps = self.model.taps(images, ("logits", "embedding"))
-            return taps["logits"], taps["embedding"]
-
-    layer = TwoOutputs()
-    layer.eval()
     with tempfile.TemporaryDirectory() as folder:
-        prefix = f"{folder}/network"
-        paddle.jit.save(layer, prefix, input_spec=[paddle.static.InputSpec([None, 3, px, px], "float32", "images")])
-        program = next(str(path) for path in Path(folder).iterdir() if path.suffix in (".json", ".pdmodel"))
-        paddle2onnx.export(program, prefix + ".pdiparams", prefix + ".onnx", opset_version=17)
-        return open_onnx_engine(prefix + ".onnx", IMAGENET, threads=threads, size_px=px, num_classes=NUM_CLASSES)
+        path = Path(folder) / "network.onnx"
+        path.write_bytes(onnx_network(fold_batch_norm(model), px).SerializeToString())
+        return open_onnx_engine(
+            path, IMAGENET, threads=threads, size_px=px, num_classes=NUM_CLASSES, embedding_output="embedding"
+        )
 
 
 if __name__ == "__main__":

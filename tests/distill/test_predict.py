@@ -8,7 +8,15 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.models import create_model
-from distill.predict import Prediction, RankedClass, predict, predictions_json, predictions_table, top_classes
+from distill.predict import (
+    Prediction,
+    RankedClass,
+    find_images,
+    predict,
+    predictions_json,
+    predictions_table,
+    top_classes,
+)
 from distill.recipe_file import load_recipe, resolved_yaml
 from distill.weights import write_weights
 
@@ -97,8 +105,25 @@ def test_undecodable_images_are_named_and_the_others_classified(run, images, tmp
     assert [r.index for r in predictions[1].classes] == [r.index for r in alone.classes]
     assert predictions[2].error == "No such file or directory"
     assert "empty" in predictions[3].error
-    assert predictions[4].error == "Is a directory"
+    assert predictions[4].error == "not a regular file"
     assert all(prediction.classes == () for prediction in predictions if prediction.error)
+
+
+def test_folders_and_lists_stand_for_their_images(tmp_path):
+    names = ["b.png", "a.JPG", "sub/c.webp", "sub/deeper/a.png", ".hidden/x.png", "sub/.y.png", "notes.md"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "list.txt").write_text("b.png 3\nsub/no such.png 0\n")
+    found = find_images([tmp_path / "in" / "list.txt", tmp_path / "none.png", tmp_path / "in"])
+    expected = ["in/b.png", "in/sub/no such.png", "none.png", "in/a.JPG", "in/b.png"]
+    expected += ["in/sub/c.webp", "in/sub/deeper/a.png"]
+    assert found == [tmp_path / name for name in expected]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no images in this folder"):
+        find_images([tmp_path / "empty"])
+    with pytest.raises(UserError, match=r"none\.txt: the image list cannot be read"):
+        find_images([tmp_path / "none.txt"])
 
 
 def test_class_names(run, images, tmp_path):

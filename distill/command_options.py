@@ -1,0 +1,42 @@
+"""Options that several commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DeviceName(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, as if the file said so; repeatable. KEY is dotted "
+        "(optimizer.learning_rate, stages.NAME.epochs), VALUE is YAML, null removes.",
+    ),
+]
+DeviceOption = Annotated[
+    DeviceName, typer.Option("--device", help="Where to compute; auto takes the GPU where Paddle sees one.")
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+RunOrRecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE_OR_RUN", help="A run's folder, or a recipe's file or name (with --weights).")
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="A .safetensors or .pdparams file. Default: the run's student, or the recipe's model.weights.",
+    ),
+]

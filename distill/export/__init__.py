@@ -1,0 +1,1 @@
+"""A trained student as files that other programs run: Paddle Inference, ONNX, safetensors."""
