@@ -1,5 +1,6 @@
 """How a command of this project ends: one clean message, a meaningful exit status, a traceback only if asked for."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ def run_command(
             raise
         _say(str(error))
         if error.leave_at_once:
+            for process in multiprocessing.active_children():
+                process.kill()
             os._exit(error.exit_status)
         sys.exit(error.exit_status)
     except Exception as error:

@@ -29,7 +29,7 @@ from distill.data.types import (
     LabelSource,
     UndecodableImage,
 )
-from distill.data.watch import StuckReading, reading, watched
+from distill.data.watch import StuckReading, Timed, reading, watched
 from distill.errors import RunError, UserError
 from distill.recipe import EvaluationSection, Recipe, RuntimeSection, Stage
 
@@ -378,7 +378,9 @@ def _run_ahead(elements: _Numbered | _Parts, runtime: RuntimeSection) -> Iterato
     grain = _import_grain()
     _prepare_process()
     ahead = max(runtime.prefetch_batches, runtime.loader_threads)  # fewer would leave threads idle
-    batches = grain.MapDataset.source(elements).to_iter_dataset(
+    timeout_seconds = runtime.read_timeout_seconds
+    source = Timed(elements, timeout_seconds) if runtime.loader_processes else elements
+    batches = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(num_threads=runtime.loader_threads, prefetch_buffer_size=ahead)
     )
     if runtime.loader_processes:
@@ -388,9 +390,21 @@ def _run_ahead(elements: _Numbered | _Parts, runtime: RuntimeSection) -> Iterato
         batches = batches.mp_prefetch(options, worker_init_fn=_prepare_process)
     iterator = iter(batches)
     try:
-        yield from watched(iterator, runtime.read_timeout_seconds)
+        # A process of the loader names the file itself, in time; twice the time is for one that answers no more.
+        yield from watched(iterator, timeout_seconds * (2 if runtime.loader_processes else 1))
     except StuckReading:
         raise  # closing would wait for the thread that hangs
+    except OSError as error:  # about an image it would be a RunError
+        raise RunError(
+            f"the loader's {runtime.loader_processes} processes cannot start: {error.strerror or error}. They need "
+            "some kB in /dev/shm for their semaphores: free or enlarge it (in a container: --shm-size=64m), or do "
+            "without them: runtime.loader_processes=0"
+        ) from error
+    except RuntimeError as error:  # Grain's, about its processes
+        raise RunError(
+            f"a process of the loader has died: {error} Signal 9 (exit code -9) is usually a lack of memory. The last "
+            "checkpoint is intact; fewer runtime.loader_processes or prefetch_batches need less"
+        ) from error
     except BaseException:
         iterator.close()
         raise

@@ -4,13 +4,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from distill.data.types import ImageSource
 from distill.errors import RunError
 
 Element = TypeVar("Element")
+Made = TypeVar("Made", covariant=True)
 
 # Which image each thread is reading, and since when. Of the process, because Grain owns the threads.
 _READING: dict[int, tuple[ImageSource, int, float]] = {}
@@ -78,8 +80,36 @@ def watched(elements: Iterator[Element], timeout_seconds: float) -> Iterator[Ele
         wanted.put(False)
 
 
+class RandomAccess(Protocol[Made]):
+    """What makes any of its elements at any time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int) -> Made: ...
+
+
+@dataclass(frozen=True)
+class Timed(Generic[Made]):
+    """Elements each of which is made in time, or ends as an error that names the file; for the loader's processes.
+
+    Attributes:
+        elements: Without a limit.
+        timeout_seconds: For each.
+    """
+
+    elements: RandomAccess[Made]
+    timeout_seconds: float
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def __getitem__(self, place: int) -> Made:
+        """Raises StuckReading where it takes longer; its thread goes on waiting."""
+        return next(watched(map(self.elements.__getitem__, (place,)), self.timeout_seconds))
+
+
 def _stuck(timeout_seconds: float) -> str:
-    slowest = slowest_reading() or "unknown: the files are read by loader_processes; 0 of them names it"
+    slowest = slowest_reading() or "unknown: a process of the loader (runtime.loader_processes) answers no more"
     return (
         f"no batch for {timeout_seconds:g} s (runtime.read_timeout_seconds). The file being read: {slowest}. "
         "Check the disk or the network behind it; the last checkpoint is intact"

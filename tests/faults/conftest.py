@@ -1,0 +1,40 @@
+"""Whole runs that something happens to."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.recipe_file import load_recipe
+from distill.stages import run_recipe
+
+
+@pytest.fixture(scope="session")
+def small_recipe(digits, tmp_path_factory):
+    """Writes a recipe of 8 updates, with top-level keys replaced, and returns its path."""
+
+    def write(**changes):
+        path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+        view = {"size_px": 28, "crop": {"kind": "padded", "padding_px": 2}, "horizontal_flip": 0.5}
+        runtime = {"log_every_steps": 1, "checkpoint_every_steps": 3}
+        source = {
+            "kind": "idx",
+            "images": f"{digits.folder}/train-images.gz",
+            "labels": f"{digits.folder}/train-labels.gz",
+        }
+        data = {"sources": [source | {"range": [0, 64]}]}
+        changes = {"global_batch_size": 16, "view": view, "runtime": runtime, "data": data} | changes
+        return digits.recipe(path, **changes)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def whole_run(small_recipe, tmp_path_factory):
+    """The student that the small recipe leaves where nothing happens."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_recipe(load_recipe(small_recipe()), folder, device="cpu")
+    return student_of(folder)
+
+
+def student_of(folder: Path) -> bytes:
+    return (folder / "student.safetensors").read_bytes()
