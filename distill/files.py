@@ -3,13 +3,16 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from distill.errors import RunError
+from distill.errors import RunError, UserError
+
+LOG = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"
 """Begins the name of everything that is not finished; a reader ignores it."""
@@ -82,6 +85,34 @@ def locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, flags, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def owned(path: Path, otherwise: str) -> Iterator[None]:
+    """Holds an exclusive lock, which ends with the process at the latest; whoever killed it leaves nothing to remove.
+
+    Args:
+        path: A file, which is made and stays.
+        otherwise: What to tell a user where another process has it.
+
+    Raises:
+        UserError: Another process has it, or the file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. Choose another folder") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(otherwise) from error
+    except OSError as error:  # a file system without locks
+        LOG.warning("%s cannot be locked (%s): see to it that no second run writes here.", path, error.strerror)
+    try:
         yield
     finally:
         os.close(descriptor)

@@ -1,18 +1,19 @@
 """A whole run: a recipe's stages in order, each resumable, in one folder that describes itself."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.display import Display
 from distill.distributed.agreement import agree_on_run
-from distill.distributed.rank import rank_of_environment
+from distill.distributed.rank import Rank, rank_of_environment
 from distill.distributed.world import World, joined
 from distill.errors import UserError
 from distill.evaluate import Evaluation
-from distill.files import write_atomically
+from distill.files import owned, write_atomically
 from distill.parallel import Device, DeviceKind, setup_process
 from distill.recipe import Recipe
 from distill.recipe_differences import differences, not_accepted
@@ -60,13 +61,14 @@ def run_recipe(
         accept_changes: Dotted keys whose change against the resumed run is meant.
 
     Raises:
-        UserError: `output` holds a run and `resume` is false, or its recipe differs; or the ranks do not agree.
+        UserError: `output` holds a run and `resume` is false, its recipe differs, or another process trains in it; or
+            the ranks do not agree.
         RunError: Training failed; see `train_stage`.
     """
     rank = rank_of_environment()
     check_folder(recipe, output, resume=resume, accept_changes=accept_changes)  # at once, on every rank
     chosen = setup_process(device, seed=recipe.seed, rank=rank)
-    with joined(rank, chosen) as world:
+    with _alone_in(output, rank), joined(rank, chosen) as world:
         agree_on_run(world, recipe, environment(chosen))
         if world.is_first:
             prepare_folder(recipe, output, resume=resume, accept_changes=accept_changes)
@@ -80,6 +82,25 @@ def run_recipe(
             write_atomically(output / "student.safetensors", (last / "student.safetensors").read_bytes())
             write_json(output / "result.json", {name: asdict(result) for name, result in results.items()})
     return RunResult(output, results)
+
+
+@contextmanager
+def _alone_in(output: Path, rank: Rank) -> Iterator[None]:
+    """Keeps every other run out of the folder while rank 0 writes there."""
+    if not rank.is_first:
+        yield
+        return
+    _make_folder(output)
+    refusal = f"another process trains in {output}: wait for it, stop it, or name another folder with --output"
+    with owned(output / ".lock", refusal):
+        yield
+
+
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {output}: {error.strerror}. Choose another folder with --output") from error
 
 
 def _finish_stage(recipe: Recipe, number: int, output: Path, device: Device, world: World) -> StageResult:
@@ -107,10 +128,7 @@ def prepare_folder(recipe: Recipe, output: Path, *, resume: bool, accept_changes
         UserError: See `check_folder`; or nothing can be written there.
     """
     check_folder(recipe, output, resume=resume, accept_changes=accept_changes)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {output}: {error.strerror}. Choose another folder with --output") from error
+    _make_folder(output)
     write_atomically(output / "recipe.yaml", resolved_yaml(recipe))
 
 

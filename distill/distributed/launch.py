@@ -18,6 +18,7 @@ from distill.distributed.machine import Devices, Machine, choose_devices, probe
 from distill.distributed.master import check_master, parse_master
 from distill.distributed.supervisor import Job, supervise
 from distill.errors import UserError
+from distill.files import owned
 from distill.parallel import DeviceKind, import_paddle
 from distill.recipe import Recipe
 from distill.recipe_file import resolved_yaml
@@ -94,7 +95,14 @@ def launch(wanted: Launch, show: BinaryIO) -> None:
         grace_seconds=wanted.grace_seconds,
         wait_seconds=wanted.wait_seconds,
     )
-    supervise(job, hosts, membership, show)
+    name = f"supervisor-{wanted.number}.lock"
+    refusal = f"another `distill launch` runs in {wanted.output}: wait for it, stop it, or name another --output"
+    try:
+        job.logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {job.logs}: {error.strerror}. Choose another folder with --output") from error
+    with owned(job.logs / name, refusal):
+        supervise(job, hosts, membership, show)
 
 
 def dry_run(wanted: Launch) -> list[str]:

@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 
 import pytest
 
-from distill.errors import RunError
-from distill.files import TEMPORARY_PREFIX, write_atomically
+from distill.errors import RunError, UserError
+from distill.files import TEMPORARY_PREFIX, owned, write_atomically
 
 
 def test_replaces_a_file_and_leaves_nothing_else(tmp_path):
@@ -40,3 +42,20 @@ def test_interruption_before_the_rename_keeps_the_old_file(tmp_path, monkeypatch
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert not list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_lock_has_one_owner_and_ends_with_him(tmp_path):
+    path = tmp_path / ".lock"
+    code = (
+        "import sys, pathlib, distill.files as f\n"
+        "with f.owned(pathlib.Path(sys.argv[1]), 'no'):\n    print(1, flush=True)\n    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdout.readline() == b"1\n"
+        with pytest.raises(UserError, match="somebody has it"), owned(path, "somebody has it"):
+            pass
+        owner.kill()
+    with owned(path, "somebody has it"):
+        assert path.exists()
