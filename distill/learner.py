@@ -13,6 +13,7 @@ from distill.checkpoint import Checkpoint
 from distill.data.types import Batch
 from distill.distributed.batch_norm import MovingStatistics
 from distill.distributed.gradients import gradients_of, sum_over_ranks
+from distill.distributed.sync_batch_norm import synchronize
 from distill.distributed.world import ALONE, World
 from distill.errors import RunError, UserError
 from distill.evaluate import Evaluation, count_hits, measure
@@ -52,6 +53,7 @@ class Learner:
         source = start_from or recipe.model.weights
         if source is not None:
             load_into(model, Path(source))
+        synchronize(model, stage, device, world)
         # Paddle's mixed precision has no CPU kernels.
         self.amp = stage.amp if device.kind == "gpu" else "O0"
         self.student = Student(model, freeze=stage.freeze, ema_decay=stage.ema_decay)
@@ -107,6 +109,7 @@ class Learner:
             if self.labels is not None and batch.slot is not None:
                 self.labels.note_undecodable(batch.slot)
             self._statistics.after_micro_batch(computed=False)
+            self._check_none_waits()
             return {}
         self.student.train_mode()
         self._statistics.before_forward()
@@ -120,6 +123,19 @@ class Learner:
         total = self.loss.total(terms) * share
         self.scaler.scale(total).backward()
         return {name: term.detach() * share for name, term in terms.items()} | {"loss": total.detach()}
+
+    def _check_none_waits(self) -> None:
+        """An empty micro-batch would leave the others waiting for its share of their statistics.
+
+        Raises:
+            RunError: With `sync_batch_norm`.
+        """
+        if self.stage.sync_batch_norm and self.world.rank.size > 1:
+            raise RunError(
+                f"stages.{self.stage.name}.sync_batch_norm: none of the images of a micro-batch can be decoded, and "
+                "all ranks wait for its statistics. Remove these images, or sync_batch_norm. The last checkpoint is "
+                "intact"
+            )
 
     def _outputs(self, batch: Batch, images: paddle.Tensor) -> dict[str, paddle.Tensor]:
         """The student's logits, and the taps that the loss compares."""

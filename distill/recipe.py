@@ -555,6 +555,13 @@ class Stage(Section):
     ] = None
     ema_decay: Annotated[float | None, Field(gt=0.0, lt=1.0, description="Moving average of the weights.")] = None
     amp: Annotated[Literal["O0", "O1", "O2"], Field(description="Mixed precision on GPUs.")] = "O0"
+    sync_batch_norm: Annotated[
+        bool,
+        Field(
+            description="On several GPUs a BN batch is that of all of them, device_batch_size each, so that the result "
+            "depends on their number. Untested so far."
+        ),
+    ] = False
 
     @property
     def labels(self) -> LabelsSection | None:
@@ -644,6 +651,13 @@ class Stage(Section):
     ) -> RecalibrationSection | None:
         if value is not None and not info.data.get("freeze", True):
             raise ValueError("must come with freeze: training itself moves the statistics of what is not frozen")
+        return value
+
+    @field_validator("sync_batch_norm")
+    @classmethod
+    def _statistics_are_not_estimated(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("recalibrate_bn") is not None:
+            raise ValueError("must be false beside recalibrate_bn, which keeps the statistics of frozen BN layers")
         return value
 
     @field_validator("schedule")

@@ -19,6 +19,7 @@ from distill.data.types import Batch, Failure
 from distill.display import readable_bytes
 from distill.distributed.agreement import agree_on_stage
 from distill.distributed.step import StepNews, exchange_news
+from distill.distributed.sync_batch_norm import check_full_turns
 from distill.distributed.world import ALONE, World
 from distill.errors import RunError
 from distill.evaluate import Evaluation
@@ -185,12 +186,13 @@ def common_checkpoint(world: World, checkpoints: Path) -> checkpoint.Checkpoint 
 
 
 def check_ranks_agree(learner: Learner, position: Position, images: Mapping[str, Images]) -> None:
-    """Stops where one of several ranks would begin with something else.
+    """Stops where one of several ranks would begin with something else, or have nothing to do.
 
     Raises:
         UserError: Names what differs, and where.
     """
     if learner.world.rank.size > 1:
+        check_full_turns(learner.stage, len(images["images"]), learner.world.rank.size)
         facts = {"step": position.step, **learner.facts()}
         agree_on_stage(learner.world, learner.stage.name, facts, learner.tensors(), images)
 

@@ -18,7 +18,9 @@ from distill.distributed.rank import Rank
 
 
 class MovingStatistics:
-    """The statistics of the layers that are in training mode when this is made; of one rank alone none.
+    """The statistics of the layers that are in training mode when this is made.
+
+    Of one rank alone none, nor those of layers that Paddle synchronises itself: these are alike on all ranks.
 
     From then on a forward pass leaves in these layers the micro-batch's own statistics; `replay` puts the moving ones
     back behind each step.
@@ -32,7 +34,10 @@ class MovingStatistics:
         layers = [
             layer
             for layer in model.sublayers(include_self=True)
-            if isinstance(layer, BatchNorm) and layer.training and rank.size > 1
+            if isinstance(layer, BatchNorm)
+            and layer.training
+            and rank.size > 1
+            and not isinstance(layer, nn.SyncBatchNorm)
         ]
         self._rank = rank
         self._statistics: list[Tensor] = [each for layer in layers for each in (layer._mean, layer._variance)]

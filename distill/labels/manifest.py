@@ -31,6 +31,7 @@ WITHOUT_PART = (
     "stage_lr_multipliers",
     "ema_decay",
     "amp",
+    "sync_batch_norm",
 )
 """Keys of a stage that change no answer, or stand in a store's key in another form. All others are part of it, those
 too that do not exist yet: forgetting one refuses a store that would fit, and never takes one that does not."""
