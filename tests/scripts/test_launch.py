@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 LAUNCH = Path(__file__).parents[2] / "scripts" / "launch"
+COMMAND = f"{sys.executable} -W ignore -m distill"
 SCRIPTS = [LAUNCH / "one_host.sh", LAUNCH / "ssh.sh", LAUNCH / "slurm.sbatch"]
 
 
@@ -149,7 +150,7 @@ def ssh(tmp_path):
 
 def test_ssh_really_trains_on_two_hosts(ssh, digits, tmp_path):
     recipe, output = digits.recipe(tmp_path / "digits.yaml", epochs=1), tmp_path / "run"
-    process = ssh(recipe, "--ranks", 1, "--output", output, DISTILL=f"{sys.executable} -W ignore -m distill")
+    process = ssh(recipe, "--ranks", 1, "--output", output, DISTILL=COMMAND, DISTILL_CPU_THREADS="1")
     said = process.communicate(timeout=250)[0]
     assert process.returncode == 0, said
     assert "train: top-1" in said and "2 ranks on 2 hosts" in said and "localhost: launch: host 1" in said
