@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import paddle
 
 from distill import checkpoint
+from distill.checkpoint_writer import CheckpointWriter
 from distill.data.failures import check_undecodable
 from distill.data.loader import EvaluationLoader, TrainLoader
 from distill.data.sources import Images, open_sources
@@ -115,7 +116,7 @@ def train_stage(
     last_step = stage.epochs * loader.steps_per_epoch
     journal = Journal(run, recipe, number, step=position.step, last_step=last_step, silent=not world.is_first)
 
-    with stop_signals() as stop, journal, teacher_processes(recipe, number, folder, world.is_first) as builders:
+    with stop_signals() as stop, journal, saver, teacher_processes(recipe, number, folder, world.is_first) as builders:
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device, kept):
             journal.display.say(line)
         sitting = Sitting(learner, loader, position, saver, journal, stop)
@@ -158,7 +159,8 @@ def start_or_resume(learner: Learner, recipe: Recipe, number: int, images: Image
     if saved is None and recipe.stages[number].recalibrate_bn is not None:
         if learner.world.is_first:
             recalibrate_stage(learner.student.model, recipe, number, images)
-            Saver(recipe, checkpoints, learner, Position()).save()  # it may have taken long
+            with Saver(recipe, checkpoints, learner, Position()) as saver:
+                saver.save()  # it may have taken long
         saved = common_checkpoint(learner.world, checkpoints)
     if saved is None:
         return Position()
@@ -248,21 +250,30 @@ def update(sitting: Sitting, batches: Iterator[Batch], rate: float) -> StepNews:
 
 
 class Saver:
-    """Decides when a checkpoint is due between epochs, and writes it: on rank 0 alone."""
+    """Decides when a checkpoint is due between epochs, and has it written beside training: on rank 0 alone.
+
+    Leaving its context waits until all is written, and raises RunError where something could not be.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, learner: Learner, position: Position) -> None:
-        self._recipe, self._folder, self._learner, self._position = recipe, folder, learner, position
+        self._recipe, self._learner, self._position = recipe, learner, position
+        self._writer = CheckpointWriter(folder, recipe.runtime.keep_checkpoints)
         self._last = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether behind `step` updates the recipe's steps or minutes since the last checkpoint will have passed."""
+        """Whether behind `step` updates the recipe's steps or minutes since the last checkpoint will have passed.
+
+        Raises:
+            RunError: The last checkpoint could not be written.
+        """
+        self._writer.check()
         runtime = self._recipe.runtime
         by_steps = runtime.checkpoint_every_steps
         by_time = time.monotonic() - self._last >= 60 * runtime.checkpoint_every_minutes
         return by_time or (by_steps is not None and step % by_steps == 0)
 
     def save(self) -> None:
-        """Writes a checkpoint of the present position."""
+        """Begins to write a checkpoint of the present position; raises as `is_due`."""
         now = time.monotonic()
         self._position.seconds += now - self._last
         self._last = now
@@ -272,9 +283,14 @@ class Saver:
             "teacher": self._learner.teacher_identity(),
             "recipe": self._recipe.model_dump(mode="json"),
         }
-        keep = self._recipe.runtime.keep_checkpoints
         if self._learner.world.is_first:
-            checkpoint.save(self._folder, self._position.step, self._learner.tensors(), state, keep)
+            self._writer.write(self._position.step, self._learner.tensors(), state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.finish()
 
 
 def announcement(
