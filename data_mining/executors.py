@@ -174,7 +174,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
         worker.process.join(timeout=10)
         if worker.process.is_alive():
             worker.process.kill()
-            worker.process.join()
+            worker.process.join(timeout=10)  # one that waits in the kernel for a dead disk cannot be ended
 
 
 def _work(function: Callable[[Any], None], pipe: Connection) -> None:

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from distill.data.decode import decode_image
 from distill.data.image_list import read_encoded
 from distill.data.tar_member import member_path
 from distill.data.types import Image, IntArray, UndecodableImage
+from distill.data.watch import StuckReading, reading, slowest_reading, watched
 from distill.errors import RunError, UserError
 
 STAGE = "index"
@@ -44,6 +46,9 @@ SCHEMA = pa.schema(
     ]
 )
 FAILURES = pa.schema([("path", pa.string()), ("tar", pa.string()), ("reason", pa.string())])
+
+READ_TIMEOUT_SECONDS = 600.0
+"""A file whose reading takes longer ends the run."""
 
 _OPEN_TARS = 64
 
@@ -190,21 +195,61 @@ def index_shard(root: Path, shard: Shard) -> None:
     """Writes a shard's index and failures; the index last, because its being there means that both are.
 
     Raises:
-        RunError: The shard is not what it was when the run began.
+        RunError: The shard is not what it was when the run began, or the reading of a file hangs.
     """
     workspace = Workspace(root)
     check_unchanged(shard)
     failures: list[tuple[str, str | None, str]] = []
-    rows = [row for row in map(functools.partial(_row, failures), _members(workspace, shard, failures)) if row]
+    members = list(_members(workspace, shard, failures))
+    encoded = _read_in_time(members)
+    rows = [row for row in map(functools.partial(_row, failures), members, encoded) if row]
     check_unchanged(shard)  # it may have been cut off while we read it
     write_table(failures_path(workspace, shard), _table(failures, FAILURES))
     write_table(index_path(workspace, shard), _table(rows, SCHEMA))
 
 
-def _row(failures: list[tuple[str, str | None, str]], member: Member) -> tuple[Any, ...] | None:
+@dataclass(frozen=True)
+class _Names:
+    """What messages call the members."""
+
+    members: Sequence[Member]
+
+    def name(self, index: int) -> str:
+        """As in `distill.data.types.ImageSource`."""
+        member = self.members[index]
+        return member.path if member.tar is None else f"{member.tar}: {member.path}"
+
+
+def _read_in_time(members: Sequence[Member]) -> Iterator[bytes | UndecodableImage]:
+    """The members' bytes in order, each read in time, or the reason why there are none.
+
+    Raises:
+        StuckReading: A reading hangs, on a dead network disk say; names the file.
+    """
+
+    def read(number: int) -> bytes | UndecodableImage:
+        try:
+            with reading(_Names(members), number):
+                _check_name(members[number])
+                return _read_member(members[number])
+        except UndecodableImage as error:
+            return error
+
     try:
-        _check_name(member)
-        data = _read_member(member)
+        yield from watched(map(read, range(len(members))), READ_TIMEOUT_SECONDS)
+    except StuckReading:
+        raise StuckReading(
+            f"no image for {READ_TIMEOUT_SECONDS:g} s. The file being read: {slowest_reading()}. Check the disk or the "
+            "network behind it; the finished shards are kept, run again to go on"
+        ) from None
+
+
+def _row(
+    failures: list[tuple[str, str | None, str]], member: Member, data: bytes | UndecodableImage
+) -> tuple[Any, ...] | None:
+    try:
+        if isinstance(data, UndecodableImage):
+            raise data
         image = decode_image(data, member.path)
     except UndecodableImage as error:
         failures.append((member.path, member.tar, error.reason))

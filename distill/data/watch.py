@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from distill.data.types import ImageSource
 from distill.errors import RunError
 
 Element = TypeVar("Element")
 Made = TypeVar("Made", covariant=True)
 
 # Which image each thread is reading, and since when. Of the process, because Grain owns the threads.
-_READING: dict[int, tuple[ImageSource, int, float]] = {}
+_READING: dict[int, tuple["Named", int, float]] = {}
+
+
+class Named(Protocol):
+    """An `ImageSource`, as far as messages need it."""
+
+    def name(self, index: int) -> str:
+        """What a message calls the image."""
 
 
 class StuckReading(RunError):
@@ -25,7 +31,7 @@ class StuckReading(RunError):
 
 
 @contextmanager
-def reading(source: ImageSource, index: int) -> Iterator[None]:
+def reading(source: Named, index: int) -> Iterator[None]:
     """Notes that this thread reads an image."""
     thread = threading.get_ident()
     _READING[thread] = (source, index, time.monotonic())

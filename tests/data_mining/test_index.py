@@ -2,6 +2,8 @@ import hashlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import cv2
@@ -219,3 +221,35 @@ def test_more_tars_than_are_kept_open(tmp_path, png, monkeypatch):
 def test_an_image_is_named_by_its_file_or_its_place_in_a_tar():
     assert location("/pool/a.jpg", None, 0, 5) == "/pool/a.jpg"
     assert location("a.jpg", "/pool/1.tar", 512, 5) == "/pool/1.tar@512+5"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reading_that_hangs_is_named_in_time(tmp_path, recipe_of, pool, workers):
+    """The program is a file, which the processes of two workers read too."""
+    recipe = recipe_of(pool, runtime={"workers": workers})
+    code = f"""
+import sys, time
+from data_mining import index
+from data_mining.recipe import MiningRecipe
+from data_mining.workspace import Workspace
+from distill.command_line import run_command
+
+index.READ_TIMEOUT_SECONDS = 1.0
+plain = index._read_member
+index._read_member = lambda member: time.sleep(3600) if member.path.endswith("b/1.png") else plain(member)
+
+def mine(*_, **__):
+    recipe = MiningRecipe.model_validate_json({recipe.model_dump_json()!r})
+    with Workspace({str(tmp_path / "out")!r}) as workspace:
+        index.run(workspace, recipe)
+
+if __name__ == "__main__":
+    run_command(mine, "", [])
+"""
+    (tmp_path / "mine.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(tmp_path / "mine.py")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert f"no image for 1 s. The file being read: {pool}/b/1.png (for 1 s)" in done.stderr
+    assert "Traceback" not in done.stderr
