@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_mining.recipe import MiningRecipe, RuntimeSection, parse_bytes
 from data_mining.recipe_file import find_mining_recipe, load_mining_recipe
@@ -135,3 +137,21 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch):
         UserError, match=r"no mining recipe 'smal', expected a file or one of: small\. Did you mean 'small'"
     ):
         find_mining_recipe("smal")
+
+
+@given(data=st.data())
+def test_any_damage_is_a_recipe_or_a_user_error(data):
+    lines = TEXT.splitlines()
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(lines) - 1))
+        column = data.draw(st.integers(0, len(lines[at])))
+        piece = data.draw(
+            st.characters() | st.sampled_from(["&a ", "*a", "!!python/name:os.system ", "[", "{", "-1", "1e400", ": "])
+        )
+        lines[at] = lines[at][:column] + piece + lines[at][column + data.draw(st.integers(0, 8)) :]
+    try:
+        recipe = parse_sections("\n".join(lines), "damaged.yaml", MiningRecipe)
+    except UserError as error:
+        assert "damaged.yaml" in str(error)
+        return
+    assert parse_sections(resolved_yaml(recipe), "resolved", MiningRecipe) == recipe
