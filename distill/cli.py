@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import distill
+from distill.cli_weights import weights_app
 from distill.command_line import run_command
 from distill.command_options import (
     DebugOption,
@@ -58,6 +59,7 @@ recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 labels_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
+app.add_typer(weights_app, name="weights")
 benchmark_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure what a recipe needs.")
 app.add_typer(benchmark_app, name="benchmark")
 

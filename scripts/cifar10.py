@@ -20,7 +20,8 @@ import numpy as np
 
 from distill.errors import DistillError, RunError, UserError
 from distill.files import write_atomically
-from distill.weights.pdparams import RefusedPickle, read_plain_pickle
+from distill.weights.pdparams import read_plain_pickle
+from distill.weights.pickles import RefusedPickle
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PARTS = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}

@@ -1,9 +1,9 @@
-"""Weights on the disk: `.safetensors` (ours) and `.pdparams` (published), as NumPy arrays."""
+"""Weights on the disk, as NumPy arrays: `.safetensors` (ours), `.pdparams` (published), `.pth` (PyTorch's)."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import safetensors.numpy
 
 from distill.errors import UserError
 from distill.files import check_regular, write_atomically
-from distill.weights.pdparams import RefusedPickle, read_pdparams
+from distill.weights.pdparams import read_pdparams
+from distill.weights.pickles import RefusedPickle
+from distill.weights.torch_files import read_torch, widen_bfloat16
 
 _SAFETENSORS_TYPES = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
@@ -29,7 +31,8 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
     bfloat16, which NumPy lacks, comes as float32 of the same value.
 
     Args:
-        path: a `.safetensors` file, or a `.pdparams` file that `paddle.save` wrote.
+        path: a `.safetensors` file, a `.pdparams` file that `paddle.save` wrote, or a `.pth`, `.pt` or `.bin` file that
+            `torch.save` wrote.
 
     Returns:
         The arrays by key; they may be read-only.
@@ -38,12 +41,11 @@ def read_weights(path: Path | str) -> dict[str, np.ndarray]:
         UserError: the file is missing, damaged, of another kind, or holds something other than arrays.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".pdparams": _read_pdparams}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: weights are read from .safetensors and .pdparams files, received {path.suffix!r}")
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: weights are read from {', '.join(READERS)} files, received {path.suffix!r}")
     try:
         check_regular(path)
-        return readers[path.suffix](path)
+        return READERS[path.suffix](path)
     except OSError as error:
         raise UserError(f"Cannot read the weights {path}: {error.strerror or error}") from error
     except (RefusedPickle, safetensors.SafetensorError, ValueError) as error:
@@ -129,6 +131,9 @@ def _read_pdparams(path: Path) -> dict[str, np.ndarray]:
     return {key: widen_bfloat16(array) if array.dtype == np.uint16 else array for key, array in arrays.items()}
 
 
-def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """Returns the float32 values of bfloat16 bits held as uint16; exact, as float32 only adds zeros at the end."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_safetensors,
+    ".pdparams": _read_pdparams,
+    **dict.fromkeys((".pth", ".pt", ".bin"), read_torch),
+}
+"""By the suffix of the files that each reads."""

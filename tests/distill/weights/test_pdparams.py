@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from distill.weights.pdparams import RefusedPickle, read_pdparams
+from distill.weights.pdparams import read_pdparams
+from distill.weights.pickles import RefusedPickle
 
 
 @pytest.fixture
