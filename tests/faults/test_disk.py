@@ -1,5 +1,6 @@
 """A full disk, and folders that cannot be written: the last good state is intact, and a resume loses nothing."""
 
+import fcntl
 import json
 import os
 import resource
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill import checkpoint
-from distill.errors import RunError
+from distill.errors import RunError, UserError
 from distill.metrics import MetricsLog, read_metrics
 from distill.recipe_file import load_recipe
 from distill.stages import run_recipe
@@ -94,6 +95,15 @@ def test_the_command_ends_with_status_2_where_nothing_can_be_written(small_recip
     for output in (tmp_path / "file", "/proc/run"):
         status, said = distill("train", small_recipe(), "--output", output, "--device", "cpu")
         assert status == 2 and str(output) in said
+
+
+def test_a_second_run_in_one_folder_is_refused(small_recipe, tmp_path):
+    recipe, run = load_recipe(small_recipe()), tmp_path / "run"
+    run.mkdir()
+    with open(run / ".lock", "w") as held, pytest.raises(UserError, match="another process trains in"):
+        fcntl.flock(held, fcntl.LOCK_EX)  # as the first run has it
+        run_recipe(recipe, run, device="cpu")
+    assert [path.name for path in run.iterdir()] == [".lock"]
 
 
 # --- logs -------------------------------------------------------------------------------------

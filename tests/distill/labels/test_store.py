@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distill.errors import RunError
 from distill.labels.records import Layout, Status, encode, undecodable
@@ -205,3 +207,36 @@ def test_a_store_of_all_classes(tmp_path):
     store.add(0, 0, rows)
     np.testing.assert_array_equal(store.slot(0, 0, 5, np.arange(5)).rows[:, 2:], rows[:, 2:])
     assert replace(store, group_size=1).stored(0) == 5
+
+
+@given(data=st.data())
+def test_no_damage_gives_another_answer(tmp_path_factory, data):
+    """Of a sealed shard, its checksum, or one that is being filled: an error, no answer, or the right one."""
+    folder = tmp_path_factory.mktemp("store")
+    store = LabelStore(folder, LAYOUT, 12, group_size=2, block_positions=4, shard_blocks=2)
+    rows = answers(12)
+    store.add(0, 0, rows[:10])
+    path = (
+        folder
+        / "view-00000"
+        / data.draw(st.sampled_from(["shard-00000.labels", "shard-00000.json", "shard-00001.partial"]))
+    )
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(0, len(content)) | st.just(len(content))) :]
+    path.write_bytes(content)
+    try:
+        found, status = store.read(0, 0, 12)
+    except DamagedShard as error:
+        assert "shard-00000" in str(error)
+        return
+    there = status == Status.RECORD
+    np.testing.assert_array_equal(found[there, 2:], rows[there, 2:])
+    assert not there[10:].any() and store.stored(0) <= 12
+    store.recount(0)
+    store.add(0, 8, rows[8:])
+    if path.suffix == ".partial":
+        found, status = store.read(0, 8, 12)
+        assert (status == Status.RECORD).all()
+        np.testing.assert_array_equal(found[:, 2:], rows[8:, 2:])
