@@ -47,6 +47,7 @@ class Fault:
         settings: `--set` options of the run that it happens to; of no influence on the weights.
         store: Whether the teacher's answers are read from and written to a store.
         often: Whether the resumed run is struck too, several times.
+        ranks: More than one are started by `distill launch`, which restarts them by itself.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Fault:
     settings: tuple[str, ...] = ()
     store: bool = True
     often: bool = False
+    ranks: int = 1
 
 
 @dataclass
@@ -85,6 +87,22 @@ def kill_worker(process: "subprocess.Popen[bytes]", draw: random.Random) -> bool
     return False
 
 
+def kill_rank(process: "subprocess.Popen[bytes]", draw: random.Random) -> bool:
+    """One of the ranks below a launch, if there is one yet."""
+    below, ranks = [process.pid], []
+    while below:
+        pid = below.pop()
+        own = children_of(pid)
+        below += own
+        if not own and b"train" in command_of(pid).split(b"\0"):
+            ranks.append(pid)
+    if ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(draw.choice(ranks), signal.SIGKILL)
+            return True
+    return False
+
+
 def kill_all(process: "subprocess.Popen[bytes]", _: random.Random) -> bool:
     """The run and everything that it started, at once, as a lack of memory or a power cut does."""
     os.killpg(process.pid, signal.SIGKILL)
@@ -98,6 +116,8 @@ FAULTS = {
     "often": Fault("the run is killed several times", kill_run, often=True),
     "worker": Fault("a process of the loader is killed", kill_worker, IN_PROCESSES),
     "all": Fault("the run and its loader's process are killed at once", kill_all, IN_PROCESSES),
+    "rank": Fault("one of two ranks is killed, and the launch restarts both", kill_rank, ranks=2),
+    "launch": Fault("the launch of two ranks is killed", kill_run, ranks=2),
 }
 """By name, for --fault."""
 
@@ -133,7 +153,8 @@ class Runs:
         settings = list(fault.settings)
         if fault.store:
             settings.append(f"teacher.labels={{folder: {self.folder / name}-labels, top_classes: 5}}")
-        command = [sys.executable, "-m", "distill", "train", str(self.recipe), "--device", "cpu"]
+        command = [sys.executable, "-m", "distill", "train" if fault.ranks == 1 else "launch", str(self.recipe)]
+        command += ["--device", "cpu"] if fault.ranks == 1 else ["--ranks", str(fault.ranks), "--max-restarts", "5"]
         command += ["--output", str(self.folder / name), *(["--resume"] if resume else [])]
         command += [part for setting in settings for part in ("--set", setting)]
         with open(self.folder / f"{name}.log", "ab") as log:
