@@ -72,7 +72,7 @@ def run_recipe(
         agree_on_run(world, recipe, environment(chosen))
         if world.is_first:
             prepare_folder(recipe, output, resume=resume, accept_changes=accept_changes)
-            note_environment(output, chosen)
+            note_environment(output, chosen, rank.size)
         results = {
             stage.name: _finish_stage(recipe, number, output, chosen, world)
             for number, stage in enumerate(recipe.stages)
@@ -158,17 +158,16 @@ def has_begun(output: Path) -> bool:
     return any(path.is_file() for path in (output / "stages").rglob("*"))
 
 
-def note_environment(output: Path, device: Device) -> None:
+def note_environment(output: Path, device: Device, ranks: int) -> None:
     """Appends this sitting to `environment.json`, and warns where bits may differ from the one before.
 
-    A sum over another number of threads is rounded differently.
+    A sum over another number of threads or ranks is rounded differently.
     """
     path = output / "environment.json"
     sittings: list[dict[str, Any]] = json.loads(path.read_text())["sittings"] if path.exists() else []
-    now = environment(device)
-    changed = [
-        key for key in ("device", "threads", "processor", "packages") if sittings and sittings[-1][key] != now[key]
-    ]
+    now = environment(device) | {"ranks": ranks}
+    compared = ("device", "threads", "ranks", "processor", "packages")
+    changed = [key for key in compared if sittings and sittings[-1].get(key, now[key]) != now[key]]
     if changed:
         Display("environment", 0).say(
             f"{', '.join(changed)} changed since the last sitting (environment.json): the run goes on, but its weights "

@@ -309,6 +309,7 @@ def announcement(
     lines = [
         f"stage {number + 1}/{len(recipe.stages)} {stage.name}: {recipe.model.name}, teacher {teacher}, "
         f"{images:,} images x {stage.epochs} epochs of {steps_per_epoch} steps, on {device.kind}"
+        + (f", {ranks} ranks" if (ranks := learner.world.rank.size) > 1 else "")
     ]
     if learner.labels is not None:
         lines += describe_labels(learner.labels.store, stage)

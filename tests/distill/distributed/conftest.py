@@ -27,7 +27,7 @@ class Ranks:
 
     processes: list[subprocess.Popen]
 
-    def ended(self, seconds: float = 250) -> list[Ended]:
+    def ended(self, seconds: float = 280) -> list[Ended]:
         """How each rank ended."""
         said = [process.communicate(timeout=seconds) for process in self.processes]
         return [Ended(p.returncode, error, out) for p, (out, error) in zip(self.processes, said, strict=True)]
