@@ -156,7 +156,7 @@ def _download(file: PublishedFile, path: Path, sha256: str | None, progress: Pro
         if complete:
             break
         failures = 0 if _size(part) > before else failures + 1
-        if failures == _ATTEMPTS or (failures and _size(part) == 0):
+        if failures == _ATTEMPTS or before == _size(part) == 0:
             raise RunError(_unreachable(file, path, part, str(reason) or type(reason).__name__))
         time.sleep(_PAUSE_SECONDS * failures)
     found = sha256_of(part)
