@@ -26,6 +26,7 @@ from distill.command_options import (
 )
 from distill.errors import RunError, UserError
 from distill.export_command import export
+from distill.latency_command import latency
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +54,7 @@ app = typer.Typer(
       distill labels info RECIPE           what storing the teacher's answers would need
       distill evaluate runs/NAME           its accuracy
       distill predict IMAGE --run runs/NAME
+      distill export runs/NAME --format onnx    its student for other programs
     """,
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
@@ -60,7 +62,9 @@ app.add_typer(recipes_app, name="recipes")
 labels_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
 app.add_typer(weights_app, name="weights")
-benchmark_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure what a recipe needs.")
+benchmark_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure what a recipe needs, and networks."
+)
 app.add_typer(benchmark_app, name="benchmark")
 
 
@@ -564,6 +568,7 @@ def predict(
 
 
 app.command("export")(export)
+benchmark_app.command("latency")(latency)
 
 StageOption = Annotated[
     str | None, typer.Option("--stage", metavar="NAME", help="Default: every stage that has teacher.labels.")

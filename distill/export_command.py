@@ -47,8 +47,8 @@ def export(
         PrecisionName,
         typer.Option(
             "--precision",
-            help="float16 halves the files (onnx: and is computed in float16 on GPUs; a CPU gains nothing). int8 "
-            "quarters an onnx file, and is computed in 8 bits on a CPU.",
+            help="float16 halves the files; in onnx it is meant for GPUs. int8 quarters an onnx file, and a CPU "
+            "computes it in 8 bits.",
         ),
     ] = PrecisionName.FLOAT32,
     calibration: Annotated[

@@ -43,6 +43,7 @@ class Axis:
         measured: The cost of a checkpoint that the user measured; None: unknown.
         note: Below the figure.
         measured_note: There too, where it shows what was measured.
+        families: What the legend says of the rows.
     """
 
     file: str
@@ -52,6 +53,7 @@ class Axis:
     measured: MeasuredCost
     note: str = ""
     measured_note: str = ""
+    families: str = "published"
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,18 @@ def draw_figures(folder: Path, measured: Sequence[Measurement]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}. Choose another folder with --figures") from error
+    on_imagenet = [each for each in measured if each.on_imagenet]
+    return [path for axis in AXES for path in write_figure(folder, axis, on_imagenet)]
+
+
+def write_figure(folder: Path, axis: Axis, measured: Sequence[Measurement] = ()) -> list[Path]:
+    """Writes one figure as PNG and SVG; see `draw_figures`."""
+    figure = draw(axis, points(axis, measured))
     written = []
-    for axis in AXES:
-        figure = draw(axis, points(axis, [each for each in measured if each.on_imagenet]))
-        for kind in ("png", "svg"):
-            path = folder / f"{axis.file}.{kind}"
-            write_atomically(path, _rendered(figure, kind))
-            written.append(path)
+    for kind in ("png", "svg"):
+        path = folder / f"{axis.file}.{kind}"
+        write_atomically(path, _rendered(figure, kind))
+        written.append(path)
     return written
 
 
@@ -205,7 +212,7 @@ def draw(axis: Axis, shown: Sequence[Point]) -> "Figure":
                 marker=family.marker,
                 markersize=12 if family is MEASURED else 6,
                 markerfacecolor="none" if family is MEASURED else family.colour,  # what is published shows through
-                label=family.title if family is MEASURED else f"{family.title}, published",
+                label=family.title if family is MEASURED else f"{family.title}, {axis.families}",
             )
     axes.margins(x=0.12, y=0.08)
     axes.set_xlabel(axis.label)

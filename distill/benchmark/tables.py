@@ -3,6 +3,7 @@
 import csv
 from dataclasses import dataclass
 from importlib import resources
+from typing import Literal
 
 from distill.benchmark.count import multiply_accumulates, parameters
 from distill.models.plan import plan_network
@@ -45,10 +46,11 @@ class PublishedModel:
 
 @dataclass(frozen=True)
 class PublishedLatency:
-    """Milliseconds that a batch takes on an NVIDIA T4, by precision and batch size; the key is ("fp16", 4)."""
+    """Milliseconds that a batch takes on a GPU, by precision and batch size; the key is ("fp16", 4)."""
 
     model: str
     crop_px: int
+    resize_short_px: int
     milliseconds: dict[tuple[str, int], float]
 
 
@@ -75,37 +77,42 @@ def published_models() -> list[PublishedModel]:
     return [_published(row) for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())]
 
 
-def published_latencies() -> list[PublishedLatency]:
-    """The published latency on a T4, in its order.
+def published_latencies(gpu: Literal["t4", "v100"] = "t4") -> list[PublishedLatency]:
+    """The published latency on an NVIDIA T4 or V100, in its order.
 
-    Source: PaddleClas, "ResNet and ResNet_vd series", section 4. A row of it that occurs twice stands here once.
+    Source: PaddleClas, "ResNet and ResNet_vd series", sections 4 and 3. A row that occurs twice stands here once;
+    those of the V100 have ("fp32", 1) alone.
     """
-    table = resources.files("distill.benchmark").joinpath("published/latency_t4.csv")
+    table = resources.files("distill.benchmark").joinpath(f"published/latency_{gpu}.csv")
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     batches = [(precision, batch) for precision in ("fp16", "fp32") for batch in (1, 4, 8)]
     return [
         PublishedLatency(
             row["model"],
             int(row["crop_px"]),
-            {(precision, batch): float(row[f"{precision}_bs{batch}_ms"]) for precision, batch in batches},
+            int(row["resize_short_px"]),
+            {(p, n): float(row[f"{p}_bs{n}_ms"]) for p, n in batches if f"{p}_bs{n}_ms" in row},
         )
         for row in rows
     ]
 
 
-def latency_ms(network: str, crop_px: int, precision: str, batch: int) -> float | None:
+def latency_ms(
+    network: str, crop_px: int, precision: str, batch: int, gpu: Literal["t4", "v100"] = "t4"
+) -> float | None:
     """The published latency of a network of the series, whatever its weights; None where there is none.
 
     Args:
         network: A name in `SPECS`.
         crop_px: Height and width of the images.
         precision: "fp16" or "fp32".
-        batch: 1, 4 or 8 images.
+        batch: Number of images.
+        gpu: Where it was measured.
     """
     networks = {row.model: row.network for row in published_models()}
-    for row in published_latencies():
+    for row in published_latencies(gpu):
         if (networks[row.model], row.crop_px) == (network, crop_px):
-            return row.milliseconds[precision, batch]
+            return row.milliseconds.get((precision, batch))
     return None
 
 

@@ -28,6 +28,7 @@ from distill.recipe import NormalizationSection
 from distill.weights import load_into, sha256_of, write_weights
 
 REPORT = "export.json"
+CALIBRATION_BATCH = 16
 NAMES: dict[Format, tuple[tuple[str, ...], ...]] = {
     "paddle": (("inference.json", "inference.pdiparams"), ("inference.pdmodel", "inference.pdiparams")),
     "onnx": (("inference.onnx",),),
@@ -83,7 +84,8 @@ def write_network(
             normalization=inside,
         )
         if description.precision == "int8":
-            quantize(network, to / names[0], [prepared(view[None], description)[0] for view in images])
+            parts = (images[at : at + CALIBRATION_BATCH] for at in range(0, len(images), CALIBRATION_BATCH))
+            quantize(network, to / names[0], (prepared(np.stack(part), description) for part in parts))
         else:
             write_atomically(to / names[0], network.SerializeToString())
 
@@ -104,6 +106,9 @@ def prepared(views: NDArray[np.uint8], description: Description) -> NDArray[Any]
 
 def open_exported(path: Path, device: Device) -> ExportedNetwork:
     """Opens what `distill export` wrote.
+
+    An ONNX file is looked through first (see `distill.onnx_file`), a program of Paddle Inference is not: open those of
+    people you trust.
 
     Args:
         path: The folder, or a file of the network in it.
@@ -134,7 +139,7 @@ def _files(folder: Path, description: Description) -> list[Path]:
 
 
 def _check_unchanged(folder: Path, files: Sequence[Path]) -> None:
-    """Compares the files with the hashes in the report: Paddle Inference ends the process on a damaged one."""
+    """Compares the files with the hashes in the report: Paddle Inference opens one that was cut off without a word."""
     report = folder / REPORT
     try:
         expected = json.loads(report.read_text(encoding="utf-8"))["files"]

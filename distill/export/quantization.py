@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,18 @@ import numpy as np
 from distill.engine_onnx import import_extra
 from distill.export.onnx_graph import INPUT, PREPROCESSING
 
-BATCH_SIZE = 16
 
-
-def quantize(model: Any, path: Path, images: Sequence[np.ndarray]) -> None:
+def quantize(model: Any, path: Path, batches: Iterable[np.ndarray]) -> None:
     """Writes the network with 8-bit weights and values between its layers.
 
-    Values are uint8 with a scale and a zero point from the least and the largest value over `images`; weights are int8
+    Values are uint8 with a scale and a zero point from the least and the largest value over all images; weights int8
     with a scale for each output channel, of 7 bits: processors without VNNI add pairs of products in 16 bits, which
-    8-bit weights would saturate. What turns bytes into normalised images stays in float32.
+    weights of 8 bits would saturate. What turns bytes into normalised images stays in float32.
 
     Args:
         model: What `onnx_network` returned, in float32.
         path: Of the file.
-        images: What the network takes, one after the other, without the batch's axis.
+        batches: Of images, as the network takes them.
 
     Raises:
         UserError: A package is missing.
@@ -34,7 +32,7 @@ def quantize(model: Any, path: Path, images: Sequence[np.ndarray]) -> None:
         quantization.quantize_static(
             model,
             str(path),
-            _reader(quantization, images),
+            _reader(quantization, iter(batches)),
             per_channel=True,
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
@@ -43,12 +41,11 @@ def quantize(model: Any, path: Path, images: Sequence[np.ndarray]) -> None:
         )
 
 
-def _reader(quantization: Any, images: Sequence[np.ndarray]) -> Any:
-    batches = ({INPUT: np.stack(images[at : at + BATCH_SIZE])} for at in range(0, len(images), BATCH_SIZE))
-
+def _reader(quantization: Any, batches: Iterator[np.ndarray]) -> Any:
     class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(batches, None)
+            batch = next(batches, None)
+            return None if batch is None else {INPUT: batch}
 
     return Reader()
 

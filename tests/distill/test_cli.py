@@ -34,7 +34,7 @@ def test_it_runs_as_a_module():
     assert (process.returncode, process.stdout) == (0, f"distill {distill.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["validate", "recipes", "schema", "zoo", "train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["validate", "recipes", "schema", "zoo", "train", "evaluate", "predict", "export"])
 def test_every_command_explains_itself(run_cli, command):
     status, output, _ = run_cli(command, "--help")
     assert status == 0

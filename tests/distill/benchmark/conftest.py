@@ -1,7 +1,8 @@
-"""A measurement as `distill evaluate --record` makes it."""
+"""A measurement as `distill evaluate --record` makes it, and one as `distill benchmark latency` does."""
 
 import pytest
 
+from distill.benchmark.latency_rows import LatencyRow
 from distill.benchmark.measurements import Measurement
 
 FOUND = Measurement(
@@ -30,3 +31,24 @@ FOUND = Measurement(
 def found() -> Measurement:
     """The accuracy of published weights on ImageNet-1k's validation set."""
     return FOUND
+
+
+@pytest.fixture
+def latency_row() -> LatencyRow:
+    """Four images in a ResNet50_vd."""
+    return LatencyRow(
+        model="ResNet50_vd",
+        crop_px=224,
+        resize_short_px=256,
+        engine="predictor",
+        precision="float32",
+        batch=4,
+        runs=30,
+        min_ms=88.1,
+        median_ms=90.25,
+        p90_ms=95.5,
+        date="2026-11-24",
+        processor="Some, processor",
+        threads=2,
+        versions="paddle 3.3.1, onnxruntime 1.32.0",
+    )

@@ -86,7 +86,7 @@ def test_latencies_are_those_of_the_published_table() -> None:
     assert len(rows) == 17
     assert {row.model for row in rows} == {row.model for row in SERIES} - {"ResNet34_vd_ssld"}
     found = {row.model: row for row in rows}["ResNet200_vd"]
-    assert found.crop_px == 224
+    assert (found.crop_px, found.resize_short_px) == (224, 256)
     assert found.milliseconds == {
         ("fp16", 1): 9.36026,
         ("fp16", 4): 13.5474,
@@ -95,6 +95,18 @@ def test_latencies_are_those_of_the_published_table() -> None:
         ("fp32", 4): 25.01731,
         ("fp32", 8): 48.81399,
     }
+
+
+def test_the_latencies_on_a_v100_are_published_for_one_image() -> None:
+    rows = published_latencies("v100")
+    assert len(rows) == 16
+    assert {row.model for row in SERIES} - {row.model for row in rows} == {
+        "ResNet50_vd_ssld_v2",
+        "Fix_ResNet50_vd_ssld_v2",
+    }
+    assert all(row.milliseconds.keys() == {("fp32", 1)} for row in rows)
+    assert latency_ms("ResNet200_vd", 224, "fp32", 1, "v100") == 8.885
+    assert latency_ms("ResNet200_vd", 224, "fp32", 4, "v100") is None
 
 
 def test_a_latency_is_the_networks_whatever_its_weights() -> None:
