@@ -9,6 +9,7 @@ import numpy as np
 
 from distill.errors import UserError
 from distill.weights.files import read_weights
+from distill.weights.foreign import dialect_of
 from distill.weights.names import is_classifier, naming_style, rename
 
 if TYPE_CHECKING:
@@ -73,14 +74,22 @@ def fit(
         *_listed("unlike the model", list(_mismatches(renamed, shapes))),
     ]
     if problems:
-        style = naming_style(arrays)
-        hint = f"Its names are of the series' {style} style" if style else "None of its names is of this series"
+        hint = _naming_hint(arrays)
         lines = "\n  ".join(problems)
         raise UserError(
             f"{source} does not fit the model ({len(shapes)} arrays):\n  {lines}\n"
             f"{hint}. Check model.name, model.width, model.stem_stride and num_classes."
         )
     return {key: value.astype(np.float32, copy=False) for key, value in renamed.items()}
+
+
+def _naming_hint(arrays: Mapping[str, np.ndarray]) -> str:
+    style = naming_style(arrays)
+    if style:
+        return f"Its names are of the series' {style} style"
+    if dialect_of(arrays):
+        return "Its names are those of a PyTorch library: convert it with `distill weights convert`"
+    return "None of its names is of this series"
 
 
 def _without_classifier(

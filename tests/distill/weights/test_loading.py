@@ -82,6 +82,12 @@ def test_a_foreign_file_lists_a_few_names_only():
         fit({f"layer{i}": np.ones(1, "f4") for i in range(20)}, {"fc.bias": (1,)}, source="file")
 
 
+def test_a_librarys_file_says_what_to_do():
+    theirs = dict.fromkeys(("layer1.0.conv1.weight", "layer4.0.bn2.running_mean"), np.ones(1, "f4"))
+    with pytest.raises(UserError, match=r"those of a PyTorch library: convert it with `distill weights convert`"):
+        fit(theirs, {"fc.bias": (1,)}, source="file")
+
+
 def test_other_classes_are_refused_unless_allowed(tmp_path, caplog):
     source, model = small(num_classes=7), small(num_classes=4)
     path = tmp_path / "w.safetensors"
