@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from distill.benchmark.figures import Axis, write_figure
+from distill.benchmark.figures import Axis, points, write_figure
 from distill.benchmark.latency_rows import LatencyRow, Target, all_targets
 from distill.benchmark.tables import PublishedModel, latency_ms
 from distill.files import write_atomically
@@ -20,6 +20,8 @@ _ENGINES = {
 def write_report(folder: Path, rows: Sequence[LatencyRow]) -> list[Path]:
     """Writes `latency.md`, and for each engine and precision the figure of accuracy against latency.
 
+    A figure has the series without its WSL teachers; there is none where only those were measured.
+
     Args:
         folder: Exists.
         rows: At least one, of one machine.
@@ -32,7 +34,8 @@ def write_report(folder: Path, rows: Sequence[LatencyRow]) -> list[Path]:
     """
     report = folder / "latency.md"
     write_atomically(report, markdown(rows))
-    return [report, *(path for kind in _kinds(rows) for path in write_figure(folder, figure_axis(rows, *kind)))]
+    axes = [figure_axis(rows, *kind) for kind in _kinds(rows)]
+    return [report, *(path for axis in axes if points(axis, ()) for path in write_figure(folder, axis))]
 
 
 def markdown(rows: Sequence[LatencyRow]) -> str:

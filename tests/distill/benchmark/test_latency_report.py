@@ -80,3 +80,9 @@ def test_a_figure_joins_published_accuracy_with_our_latency(rows, tmp_path):
     picture = (tmp_path / "accuracy_latency_predictor_float32.svg").read_text()
     assert "published accuracy" in picture
     assert "Some, processor, 2 threads" in picture
+
+
+def test_a_network_outside_the_series_is_in_the_table_alone(latency_row, tmp_path):
+    written = write_report(tmp_path, [replace(latency_row, model="ResNeXt101_32x8d_wsl")])
+    assert [path.name for path in written] == ["latency.md"]
+    assert "| ResNeXt101_32x8d_wsl | 224 | 256 | 4 | 90.250 (88.100-95.500) |  |  |  |" in written[0].read_text()
