@@ -154,8 +154,8 @@ def test_code_is_refused_with_the_files_name(tmp_path):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(UserError, match=r"Cannot read the weights .*none\.pdparams: No such file"):
         read_weights(tmp_path / "none.pdparams")
-    with pytest.raises(UserError, match=r"\.safetensors and \.pdparams files, received '\.pth'"):
-        read_weights(tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"from \.safetensors, \.pdparams, \.pth, \.pt, \.bin files, received '\.npz'"):
+        read_weights(tmp_path / "net.npz")
 
 
 def test_sha256(tmp_path):
