@@ -83,13 +83,18 @@ def verify(path: Path, model: str, *, width: float = 1.0, stem_stride: int = 4, 
     arrays = read_weights(path)
     dialect = dialect_of(arrays)
     match = Match(model, width, stem_stride, _classes(arrays), dialect)
-    if match in recognize(arrays):
+    fitting = recognize(arrays)
+    if match in fitting:
         to_ours(arrays, match, path)
         return match
     if dialect is not None:
         arrays = from_foreign(arrays, model, match.plan, dialect).arrays
     shapes = state_shapes(plan_network(SPECS[model], match.num_classes, width=width, stem_stride=stem_stride))
-    fit(arrays, shapes, source=str(path))
+    try:
+        fit(arrays, shapes, source=str(path))
+    except UserError as error:
+        others = " or ".join(map(str, fitting))
+        raise UserError(str(error) + (f"\nThe shapes in the file are those of {others}." if others else "")) from error
     return match
 
 
