@@ -161,7 +161,7 @@ def test_the_table_of_recipes_has_its_row(path):
         [cell.strip() for cell in row.strip("|").split("|")] for row in rows if f"| imagenet1k/{path.stem} |" in row
     ]
     assert len(cells) == 7
-    assert cells[3] == f"`distill train {path.relative_to(ROOT)}`"
+    assert cells[3] == f"`distill launch {path.relative_to(ROOT)}`"
     assert cells[4] == re.match(r"[\d.]+ GPU days", fact(path, "Cost"))[0]
     assert cells[5] == (f"{100 * recipe.expected.top1:.1f} %" if recipe.expected else "-")
     assert cells[6] == (f"{100 * recipe.measured.top1:.2f} %" if recipe.measured else "not yet run")
