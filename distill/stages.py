@@ -68,7 +68,7 @@ def run_recipe(
     rank = rank_of_environment()
     check_folder(recipe, output, resume=resume, accept_changes=accept_changes)  # at once, on every rank
     chosen = setup_process(device, seed=recipe.seed, rank=rank)
-    with _alone_in(output, rank), joined(rank, chosen) as world:
+    with joined(rank, chosen) as world, _alone_in(output, rank):
         agree_on_run(world, recipe, environment(chosen))
         if world.is_first:
             prepare_folder(recipe, output, resume=resume, accept_changes=accept_changes)
