@@ -334,6 +334,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: 0")
     parser.add_argument("--output", type=Path, help="a file for the table")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the run at work too
     names = options.fault or list(FAULTS)
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(prefix="killed-") as folder, Progress() as progress:
