@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import distill
-from distill.cli_weights import weights_app
 from distill.command_line import run_command
 from distill.command_options import (
     DebugOption,
@@ -27,6 +26,7 @@ from distill.command_options import (
 from distill.errors import RunError, UserError
 from distill.export_command import export
 from distill.latency_command import latency
+from distill.weights_command import weights_app
 
 if TYPE_CHECKING:
     from rich.console import Console

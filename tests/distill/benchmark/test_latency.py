@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 
-from distill import cli
 from distill.benchmark import latency
 from distill.benchmark.latency import Contender, Plan, choose_contenders, estimate_seconds, measure
 from distill.benchmark.latency_rows import Target, read_rows, write_rows
@@ -21,19 +20,6 @@ def _no_pauses(monkeypatch):
 @pytest.fixture
 def plan(tmp_path):
     return Plan([SMALL], ENGINES, [1, 2], 0.01, setup_process("cpu"), tmp_path / "latency")
-
-
-@pytest.fixture
-def run_cli(capfd):
-    """Runs a command line; returns exit status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            cli.main([*map(str, arguments)])
-        output, errors = capfd.readouterr()
-        return leaving.value.code or 0, output, errors
-
-    return run
 
 
 def test_every_engine_has_a_row_for_each_batch_size(plan):

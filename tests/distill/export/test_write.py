@@ -8,7 +8,6 @@ import onnx
 import pytest
 import yaml
 
-from distill import cli
 from distill.errors import RunError, UserError
 from distill.export.write import ExportOptions, export_student
 from distill.predict import find_images, predict, predict_exported
@@ -28,19 +27,6 @@ WAYS = [
 ]
 PREPROCESSING_NODES = [f"preprocessing.{step}" for step in ("planes", "values", "scaled", "normalised")]
 NEAR = {"float32": 1e-5, "float16": 0.02, "int8": 0.2}  # of a probability
-
-
-@pytest.fixture
-def run_cli(capfd):
-    """Runs a command line; returns exit status, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            cli.main([*map(str, arguments)])
-        output, errors = capfd.readouterr()
-        return leaving.value.code or 0, output, errors
-
-    return run
 
 
 @pytest.mark.parametrize(("kind", "precision", "inside"), WAYS)
