@@ -26,6 +26,7 @@ from distill.command_options import (
 from distill.errors import RunError, UserError
 from distill.export_command import export
 from distill.latency_command import latency
+from distill.report_command import report
 from distill.weights_command import weights_app
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app = typer.Typer(
       distill evaluate runs/NAME           its accuracy
       distill predict IMAGE --run runs/NAME
       distill export runs/NAME --format onnx    its student for other programs
+      distill report runs/NAME             a page about it
     """,
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
@@ -568,6 +570,7 @@ def predict(
 
 
 app.command("export")(export)
+app.command("report")(report)
 benchmark_app.command("latency")(latency)
 
 StageOption = Annotated[
