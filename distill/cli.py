@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import distill
+from distill.board_command import board
 from distill.command_line import run_command
 from distill.command_options import (
     DebugOption,
@@ -571,6 +572,7 @@ def predict(
 
 app.command("export")(export)
 app.command("report")(report)
+app.command("board")(board)
 benchmark_app.command("latency")(latency)
 
 StageOption = Annotated[
