@@ -397,7 +397,7 @@ def test_an_engine_that_disagrees_is_replaced_by_the_plain_model(fix, train, tmp
     assert "computes with eager Paddle (Paddle Inference, oneDNN, float32 differs from the plain model" in (
         capsys.readouterr().err
     )
-    np.testing.assert_allclose(plain["fc.weight"], fast["fc.weight"], atol=1e-4)
+    np.testing.assert_allclose(plain["fc.weight"], fast["fc.weight"], atol=1e-3)
 
 
 def _trained(train, path, name, folder):
