@@ -49,17 +49,23 @@ def start_tethered(
     )
 
 
-def die_with_parent() -> None:
-    """Lets the kernel kill this process when the one that started it ends."""
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Lets the kernel send this process a signal when the one that started it ends, however it does.
+
+    Args:
+        parent: The process that started this one; where it ended before we asked, this one ends at once. None: not
+            looked at.
+        by: The signal.
+    """
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, by)
+    if parent is not None and os.getppid() != parent:
+        sys.exit(1)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Becomes the command; see the module."""
     parent, signals, *command = arguments
-    die_with_parent()
-    if os.getppid() != int(parent):  # it ended before we asked
-        sys.exit(1)
+    die_with_parent(int(parent))
     signal.pthread_sigmask(signal.SIG_BLOCK if signals == "block" else signal.SIG_UNBLOCK, _STOPPING_SIGNALS)
     os.execvp(command[0], command)
 

@@ -1,7 +1,6 @@
 """Builders beside training: a process for each of `teacher.devices`, which ends with the run whatever ends that."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.command_line import run_command
+from distill.distributed.tether import die_with_parent
 from distill.errors import RunError
 from distill.files import write_atomically
 from distill.recipe import Recipe
@@ -18,7 +18,6 @@ from distill.recipe_file import load_recipe, resolved_yaml
 
 _SHOWN_LINES = 5
 _PATIENCE_SECONDS = 10.0
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, prctl(2)
 
 
 @dataclass(frozen=True)
@@ -104,19 +103,12 @@ def _start(folder: Path, number: int, device: str, place: int) -> Builder:
     return Builder(device, process, log)
 
 
-def _die_with_parent(parent: int) -> None:
-    """Asks the kernel for a signal when the process that started this one ends, however it does."""
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before we asked
-        sys.exit(1)
-
-
 def _build(arguments: list[str], prog_name: str) -> None:
     from distill.labels.build import build_labels
     from distill.parallel import setup_process
 
     path, number, device, parent = arguments
-    _die_with_parent(int(parent))
+    die_with_parent(int(parent), signal.SIGTERM)
     recipe = load_recipe(path)
     kind = setup_process("gpu" if device == "gpu" else "cpu", seed=recipe.seed)
     print(build_labels(recipe, int(number), kind))
