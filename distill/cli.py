@@ -72,6 +72,12 @@ app.add_typer(benchmark_app, name="benchmark")
 
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or its name in `recipes`.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<the recipe's name>.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint, or start it.")
+]
 RecordsOption = Annotated[
     Path, typer.Option("--records", metavar="FILE", help="Where measured accuracies are kept, a JSON object a line.")
 ]
@@ -292,13 +298,8 @@ def benchmark_data(
 @app.command()
 def train(
     recipe: RecipeArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<the recipe's name>.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint, or start it."),
-    ] = False,
+    output: OutputOption = None,
+    resume: ResumeOption = False,
     accept_changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -365,9 +366,7 @@ def train(
 @app.command()
 def launch(
     recipe: RecipeArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<the recipe's name>.")
-    ] = None,
+    output: OutputOption = None,
     nnodes: Annotated[
         int, typer.Option("--nnodes", metavar="N", min=1, help="How many hosts; run this command on each.")
     ] = 1,
@@ -394,10 +393,7 @@ def launch(
             "new checkpoint came. A wrong input, SIGTERM and Ctrl-C restart nothing.",
         ),
     ] = 0,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint, or start it."),
-    ] = False,
+    resume: ResumeOption = False,
     accept_changes: Annotated[
         list[str] | None,
         typer.Option("--accept-change", metavar="KEY", help="As `distill train` has it; repeatable."),
