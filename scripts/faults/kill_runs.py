@@ -74,7 +74,7 @@ class Tally:
 def kill_run(process: "subprocess.Popen[bytes]", _: random.Random) -> bool:
     """The process of the run alone; its children find out."""
     process.kill()
-    return True
+    return process.wait() == -signal.SIGKILL  # not where it had ended a moment before
 
 
 def kill_worker(process: "subprocess.Popen[bytes]", draw: random.Random) -> bool:
@@ -106,7 +106,7 @@ def kill_rank(process: "subprocess.Popen[bytes]", draw: random.Random) -> bool:
 def kill_all(process: "subprocess.Popen[bytes]", _: random.Random) -> bool:
     """The run and everything that it started, at once, as a lack of memory or a power cut does."""
     os.killpg(process.pid, signal.SIGKILL)
-    return True
+    return process.wait() == -signal.SIGKILL
 
 
 IN_PROCESSES = ("runtime.loader_processes=1",)
