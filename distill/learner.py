@@ -12,7 +12,7 @@ import paddle
 from distill.checkpoint import Checkpoint
 from distill.data.types import Batch
 from distill.distributed.batch_norm import MovingStatistics
-from distill.distributed.gradients import gradients_of, sum_over_ranks
+from distill.distributed.gradients import GradientSum, sum_over_ranks
 from distill.distributed.sync_batch_norm import synchronize
 from distill.distributed.world import ALONE, World
 from distill.errors import RunError, UserError
@@ -91,6 +91,8 @@ class Learner:
         self.scaler = paddle.amp.GradScaler(enable=self.amp != "O0")
         self.student.train_mode()
         self._statistics = MovingStatistics(model, world.rank)
+        trained = [parameter for _, parameter in self.parameters]
+        self._gradient_sum = GradientSum(world, trained, during_backward=device.kind == "gpu")
 
     def open_trunk(self) -> None:
         """Where the classifier alone is trained, computes what is below it fast; call it when the weights are there."""
@@ -121,6 +123,8 @@ class Learner:
         terms = self.loss(outputs, answers, Targets.of_batch(batch.labels, batch.partner, batch.lam))
         share = len(batch.labels) / batch.global_count
         total = self.loss.total(terms) * share
+        if batch.ends_step:
+            self._gradient_sum.before_last_backward()
         self.scaler.scale(total).backward()
         return {name: term.detach() * share for name, term in terms.items()} | {"loss": total.detach()}
 
@@ -160,7 +164,8 @@ class Learner:
             return
         rows = self._statistics.rows() if samples else []
         if samples:
-            sum_over_ranks(self.world, [*gradients_of([p for _, p in self.parameters]), *rows])
+            self._gradient_sum.finish()
+            sum_over_ranks(self.world, rows)
         self._statistics.replay(rows)
 
     def update(self, rate: float) -> None:

@@ -97,12 +97,22 @@ class World:
         Raises:
             RunError: A rank could not be reached.
         """
-        if self.rank.size == 1:
-            return
+        if self.rank.size > 1:
+            self.begin_sum(tensor).wait()
+
+    def begin_sum(self, tensor: Any) -> Any:
+        """Begins what `sum_` does, on several ranks; NCCL goes on beside what is computed meanwhile.
+
+        Returns:
+            Paddle's task: behind its `wait()` the tensor holds the sum.
+
+        Raises:
+            RunError: A rank could not be reached.
+        """
         from paddle import distributed
 
         try:
-            distributed.all_reduce(tensor)
+            return distributed.all_reduce(tensor, sync_op=False)
         except (RuntimeError, OSError, ValueError) as error:
             first_line = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise RunError(

@@ -37,15 +37,19 @@ class Ranks:
 def start_ranks() -> Callable[..., Ranks]:
     """Starts `distill ARGUMENTS...` on ranks, each given its own list of arguments and its own folder; 1 is alone.
 
+    Or another Python program with the arguments.
+
     One thread each, so that sums are rounded alike on any number of them.
     """
     started: list[subprocess.Popen] = []
 
-    def start(*arguments: Sequence[str], folders: Sequence[Path] | None = None) -> Ranks:
+    def start(
+        *arguments: Sequence[str], folders: Sequence[Path] | None = None, program: Sequence[str] = ("-m", "distill")
+    ) -> Ranks:
         environments = _environments(len(arguments))
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "distill", *own],
+                [sys.executable, "-W", "ignore", *program, *own],
                 cwd=folders[number] if folders is not None else None,
                 env=os.environ | environments[number] | {"DISTILL_CPU_THREADS": "1", "NO_COLOR": "1"},
                 stdout=subprocess.PIPE,
