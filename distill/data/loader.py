@@ -29,7 +29,7 @@ from distill.data.types import (
     LabelSource,
     UndecodableImage,
 )
-from distill.data.watch import StuckReading, Timed, reading, watched
+from distill.data.watch import ChildProcesses, StuckReading, Timed, reading, watched
 from distill.errors import RunError, UserError
 from distill.recipe import EvaluationSection, Recipe, RuntimeSection, Stage
 
@@ -388,10 +388,14 @@ def _run_ahead(elements: _Numbered | _Parts, runtime: RuntimeSection) -> Iterato
             num_workers=runtime.loader_processes, per_worker_buffer_size=runtime.prefetch_batches
         )
         batches = batches.mp_prefetch(options, worker_init_fn=_prepare_process)
+    processes = ChildProcesses()
     iterator = iter(batches)
     try:
-        # A process of the loader names the file itself, in time; twice the time is for one that answers no more.
-        yield from watched(iterator, timeout_seconds * (2 if runtime.loader_processes else 1))
+        if runtime.loader_processes:
+            # A process of the loader names the file itself, in time; twice the time is for one that answers no more.
+            yield from watched(iterator, 2 * timeout_seconds, lambda: _why_in_vain(processes))
+        else:
+            yield from watched(iterator, timeout_seconds)
     except StuckReading:
         raise  # closing would wait for the thread that hangs
     except OSError as error:  # about an image it would be a RunError
@@ -401,14 +405,24 @@ def _run_ahead(elements: _Numbered | _Parts, runtime: RuntimeSection) -> Iterato
             "without them: runtime.loader_processes=0"
         ) from error
     except RuntimeError as error:  # Grain's, about its processes
-        raise RunError(
-            f"a process of the loader has died: {error} Signal 9 (exit code -9) is usually a lack of memory. The last "
-            "checkpoint is intact; fewer runtime.loader_processes or prefetch_batches need less"
-        ) from error
+        raise RunError(_death(str(error))) from error
     except BaseException:
         iterator.close()
         raise
     iterator.close()
+
+
+def _why_in_vain(processes: ChildProcesses) -> str | None:
+    """Grain notices a dead process itself, unless it died while it sent a batch: then Grain waits for the rest."""
+    signal = processes.killed_by()
+    return None if signal is None else _death(f"it was ended by signal {signal} while it sent a batch.")
+
+
+def _death(reason: str) -> str:
+    return (
+        f"a process of the loader has died: {reason} Signal 9 (exit code -9) is usually a lack of memory. The last "
+        "checkpoint is intact; fewer runtime.loader_processes or prefetch_batches need less"
+    )
 
 
 def _prepare_process(*_: int) -> None:

@@ -1,8 +1,9 @@
 """A reading that hangs, on a dead network disk say, ends as an error that names the file."""
 
+import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -12,6 +13,11 @@ from distill.errors import RunError
 
 Element = TypeVar("Element")
 Made = TypeVar("Made", covariant=True)
+
+POLL_SECONDS = 1.0
+"""How often `watched` looks whether it waits in vain."""
+LAST_WORDS_SECONDS = 5.0
+"""How long it still waits then, for whoever knows the reason better."""
 
 # Which image each thread is reading, and since when. Of the process, because Grain owns the threads.
 _READING: dict[int, tuple["Named", int, float]] = {}
@@ -51,11 +57,31 @@ def slowest_reading() -> str | None:
     return f"{source.name(index)} (for {now - since:.0f} s)"
 
 
-def watched(elements: Iterator[Element], timeout_seconds: float) -> Iterator[Element]:
+class ChildProcesses:
+    """The processes that this one starts with `multiprocessing` from now on."""
+
+    def __init__(self) -> None:
+        self._before = set(multiprocessing.active_children())
+        self._started: set[multiprocessing.process.BaseProcess] = set()
+
+    def killed_by(self) -> int | None:
+        """The signal that ended one of them, if one was."""
+        self._started |= set(multiprocessing.active_children()) - self._before
+        return next((-p.exitcode for p in self._started if p.exitcode is not None and p.exitcode < 0), None)
+
+
+def watched(
+    elements: Iterator[Element], timeout_seconds: float, in_vain: Callable[[], str | None] | None = None
+) -> Iterator[Element]:
     """Passes the elements on, waiting no longer than `timeout_seconds` for each.
 
+    Args:
+        elements: Are asked in a thread.
+        timeout_seconds: The most that each may take.
+        in_vain: Looked at about once a second while an element is waited for: why none will come, as a message.
+
     Raises:
-        StuckReading: An element took longer; names the file.
+        StuckReading: An element took longer, and the file is named; or none will come.
     """
     wanted: SimpleQueue[bool] = SimpleQueue()
     results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
@@ -73,10 +99,7 @@ def watched(elements: Iterator[Element], timeout_seconds: float) -> Iterator[Ele
     try:
         while True:
             wanted.put(True)
-            try:
-                element, error = results.get(timeout=timeout_seconds)
-            except Empty:
-                raise StuckReading(_stuck(timeout_seconds)) from None
+            element, error = _wait_for(results, timeout_seconds, in_vain)
             if error is not None:
                 raise error
             if element is end:
@@ -84,6 +107,25 @@ def watched(elements: Iterator[Element], timeout_seconds: float) -> Iterator[Ele
             yield element
     finally:
         wanted.put(False)
+
+
+def _wait_for(
+    results: "SimpleQueue[tuple[Any, BaseException | None]]",
+    timeout_seconds: float,
+    in_vain: Callable[[], str | None] | None,
+) -> tuple[Any, BaseException | None]:
+    """The next result; raises as `watched`."""
+    end = time.monotonic() + timeout_seconds
+    message: str | None = None
+    while True:
+        left = end - time.monotonic()
+        try:
+            return results.get(timeout=max(0.0, min(left, POLL_SECONDS) if in_vain is not None else left))
+        except Empty:
+            if time.monotonic() >= end:
+                raise StuckReading(message or _stuck(timeout_seconds)) from None
+        if in_vain is not None and message is None and (message := in_vain()) is not None:
+            end = min(end, time.monotonic() + LAST_WORDS_SECONDS)
 
 
 class RandomAccess(Protocol[Made]):

@@ -45,7 +45,19 @@ class Pictures:
         return f"disk/{index}.jpg"
 
 
+def die_while_sending():
+    """Lets this process of the loader be killed in the middle of the next message that it sends."""
+    from multiprocessing.connection import Connection
+
+    def half(self, buffer, write=os.write):
+        write(self._handle, bytes(buffer[: len(buffer) // 2]))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Connection._send = half
+
+
 FAULTS = {
+    "is killed while it sends": die_while_sending,
     "hangs": lambda: time.sleep(3600),
     "is killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "is stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
@@ -74,22 +86,23 @@ run_command(lambda *_, **__: read_all(fault, **runtime), "", [])
 """
 
 
-@pytest.mark.parametrize("processes", ["0", "1"])
-def test_a_reading_that_hangs_is_named(processes):
-    done = in_a_process(READ, "hangs", processes, "2")
+@pytest.mark.parametrize(("processes", "seconds"), [("0", "2"), ("1", "8")])  # a process needs seconds to start
+def test_a_reading_that_hangs_is_named(processes, seconds):
+    done = in_a_process(READ, "hangs", processes, seconds)
     assert done.returncode == 1
-    assert "error: no batch for 2 s" in done.stderr and "disk/7.jpg (for 2 s)" in done.stderr
+    assert f"error: no batch for {seconds} s" in done.stderr and f"disk/7.jpg (for {seconds} s)" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("fault", "seconds", "message"),
     [
-        ("is killed", "error: a process of the loader has died: .*exit code -9.*The last checkpoint is intact"),
-        ("is stopped", r"error: no batch for 4 s .*\(runtime.loader_processes\) answers no more"),
+        ("is killed", "60", "error: a process of the loader has died: .*exit code -9.*The last checkpoint is intact"),
+        ("is killed while it sends", "60", "error: a process of the loader has died: .*signal 9 while it sent a batch"),
+        ("is stopped", "2", r"error: no batch for 4 s .*\(runtime.loader_processes\) answers no more"),
     ],
 )
-def test_a_process_that_dies_or_stops_is_an_error_in_time(fault, message):
-    done = in_a_process(READ, fault, "1", "2")
+def test_a_process_that_dies_or_stops_is_an_error_in_time(fault, seconds, message):
+    done = in_a_process(READ, fault, "1", seconds)
     assert done.returncode == 1 and re.search(message, done.stderr)
 
 

@@ -1,4 +1,6 @@
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -6,7 +8,7 @@ import time
 
 import pytest
 
-from distill.data.watch import StuckReading, reading, slowest_reading, watched
+from distill.data.watch import ChildProcesses, StuckReading, reading, slowest_reading, watched
 
 
 class Named:
@@ -45,6 +47,43 @@ def test_a_reading_that_hangs_is_named():
         next(found)
     release.set()
     assert left.wait(20)
+
+
+@pytest.mark.parametrize("words", [[1], []])
+def test_waiting_in_vain_ends_behind_the_last_words(monkeypatch, words):
+    monkeypatch.setattr("distill.data.watch.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("distill.data.watch.LAST_WORDS_SECONDS", 1.0)
+    release = threading.Event()
+
+    def elements():
+        release.wait(0.5 if words else 20)
+        yield from words
+
+    found = watched(elements(), 60.0, lambda: "nobody is there")
+    if words:
+        assert list(found) == words
+    else:
+        with pytest.raises(StuckReading, match=r"^nobody is there$"):
+            next(found)
+        release.set()
+
+
+def test_a_child_that_a_signal_ended_is_noticed_and_others_are_not():
+    context = multiprocessing.get_context("fork")
+    earlier = context.Process(target=time.sleep, args=(60,))
+    earlier.start()
+    children = ChildProcesses()
+    ends, sleeps = context.Process(target=time.sleep, args=(0,)), context.Process(target=time.sleep, args=(60,))
+    for each in (ends, sleeps):
+        each.start()
+    assert children.killed_by() is None
+    earlier.kill()
+    ends.join()
+    earlier.join()
+    assert children.killed_by() is None
+    sleeps.terminate()
+    sleeps.join()
+    assert children.killed_by() == signal.SIGTERM
 
 
 def test_nothing_is_left_noted_behind_a_reading():
