@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import distill
 from distill.command_line import run_command
+from distill.command_options import DebugOption, DeviceName, VersionOption
 from distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,14 +41,6 @@ app = typer.Typer(
       data-mining run RECIPE               all stages
     """,
 )
-
-
-class DeviceName(StrEnum):
-    """Where the teacher computes."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    GPU = "gpu"
 
 
 class ExecutorName(StrEnum):
@@ -87,7 +79,6 @@ MemoryOption = Annotated[
     str | None, typer.Option("--memory", metavar="SIZE", help="What the run may use, such as 4GiB.")
 ]
 DeviceOption = Annotated[DeviceName | None, typer.Option("--device", help="Where the teacher computes.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 STAGE_HELP = {
     "index": "Find and decode the images: size, hash of the pixels, perceptual hash.\n\n"
@@ -101,17 +92,9 @@ STAGE_HELP = {
 }
 
 
-def _print_version(value: bool) -> None:
-    if value:
-        typer.echo(f"data-mining {distill.__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
+    version: VersionOption = False,
 ) -> None:
     """The options that belong to no command."""
 

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import distill
 from distill.board_command import board
-from distill.command_line import run_command
+from distill.command_line import load_named, require_paddle, run_command
 from distill.command_options import (
     DebugOption,
     DeviceName,
     DeviceOption,
     JsonOption,
+    RecipeArgument,
     RunOrRecipeArgument,
     SetOption,
+    VersionOption,
     WeightsOption,
 )
-from distill.errors import RunError, UserError
+from distill.errors import UserError
 from distill.export_command import export
+from distill.labels_command import labels_app
 from distill.latency_command import latency
 from distill.report_command import report
 from distill.weights_command import weights_app
@@ -62,7 +64,6 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
-labels_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
 app.add_typer(weights_app, name="weights")
 benchmark_app = typer.Typer(
@@ -71,7 +72,6 @@ benchmark_app = typer.Typer(
 app.add_typer(benchmark_app, name="benchmark")
 
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or its name in `recipes`.")]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<the recipe's name>.")
 ]
@@ -104,17 +104,9 @@ FolderOption = Annotated[
 ]
 
 
-def _print_version(value: bool) -> None:
-    if value:
-        typer.echo(f"distill {distill.__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
+    version: VersionOption = False,
 ) -> None:
     """The options that belong to no command."""
 
@@ -142,7 +134,7 @@ def validate(
     errors = []
     for name in recipes:
         try:
-            path, recipe = _load(name, overrides)
+            path, recipe = load_named(name, overrides)
         except UserError as error:
             errors.append(str(error))
             continue
@@ -281,7 +273,7 @@ def benchmark_data(
       distill benchmark data mine.yaml --threads 1,2,4,8 --student 2500
       distill benchmark data mine.yaml --threads 1 --set runtime.loader_processes=4 --json
     """
-    _, loaded = _load(recipe, overrides)
+    _, loaded = load_named(recipe, overrides)
     try:
         counts = [int(count) for count in threads.split(",")]
     except ValueError:
@@ -337,8 +329,8 @@ def train(
     """
     if accept_changes and not resume:
         raise UserError("--accept-change says what may differ from the run that --resume goes on with: add --resume")
-    _, loaded = _load(recipe, overrides)
-    _require_paddle()
+    _, loaded = load_named(recipe, overrides)
+    require_paddle()
     with contextlib.ExitStack() as temporary:
         if small or small_data is not None:
             inputs = Path(temporary.enter_context(tempfile.TemporaryDirectory())) if dry_run else None
@@ -435,7 +427,7 @@ def launch(
         raise UserError("--accept-change says what may differ from the run that --resume goes on with: add --resume")
     if nnodes > 1 and node_rank is None:
         raise UserError(f"--nnodes {nnodes} needs --node-rank: 0 on the host that --master names, 1.. on the others")
-    path, loaded = _load(recipe, overrides)
+    path, loaded = load_named(recipe, overrides)
     from distill.distributed import launch as launching
 
     wanted = launching.Launch(
@@ -487,7 +479,7 @@ def evaluate(
     from distill.trained import find_trained
 
     loaded, weights = find_trained(recipe_or_run, weights, overrides)
-    _require_paddle()
+    require_paddle()
     from distill.evaluate import evaluate_weights
 
     result = evaluate_weights(loaded, weights, device=device.value)
@@ -548,7 +540,7 @@ def predict(
         raise UserError("say what classifies: either --run or --model")
     if exported is not None and (weights is not None or device is DeviceName.GPU):
         raise UserError("--model has its own weights and computes on the CPU: leave out --weights and --device")
-    _require_paddle()
+    require_paddle()
     from distill import predict as prediction
 
     found_images = prediction.find_images(images)
@@ -571,163 +563,12 @@ app.command("report")(report)
 app.command("board")(board)
 benchmark_app.command("latency")(latency)
 
-StageOption = Annotated[
-    str | None, typer.Option("--stage", metavar="NAME", help="Default: every stage that has teacher.labels.")
-]
-
-
-@labels_app.callback()
-def _labels() -> None:
-    """Store a teacher's answers once, for every later run.
-
-    `distill train` reads what is stored, and computes and adds what is not: a rerun, another student or another loss
-    needs no teacher. A recipe asks for it in its teacher:
-
-    \b
-      teacher:
-        labels:
-          folder: labels/imagenet    # the store
-          top_classes: 10            # or all: what is kept of an answer
-          views: 4                   # epoch 4 repeats the views of epoch 0: a fixed disk for any number of epochs
-          missing: compute           # or wait, for `distill labels build` on other devices or hosts
-        devices: [gpu:6, gpu:7]      # or let the run start them itself, and wait
-
-    \b
-    Begin with:
-      distill labels info RECIPE
-    """
-
-
-@labels_app.command("build")
-def build_labels(
-    recipe: RecipeArgument,
-    stage: StageOption = None,
-    epochs: Annotated[
-        str | None, typer.Option("--epochs", metavar="FIRST:END", help="For these epochs of training. Default: all.")
-    ] = None,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            "--part",
-            metavar="I/N",
-            help="The I-th of N parts, for machines without a common folder: copy the parts together. Builders that "
-            "share the folder share the work by themselves.",
-        ),
-    ] = None,
-    overrides: SetOption = None,
-    device: DeviceOption = DeviceName.AUTO,
-    debug: DebugOption = False,
-) -> None:
-    """Compute and store the answers that are missing.
-
-    In the order in which training needs them. Start it as often as you like, before training or beside it; stop it at
-    any time, it goes on where it was.
-
-    \b
-    Examples:
-      distill labels build distilled
-      CUDA_VISIBLE_DEVICES=4 distill labels build distilled --stage pool --epochs 0:10
-      distill labels build distilled --part 1/2
-    """
-    _, loaded = _load(recipe, overrides)
-    _require_paddle()
-    from distill.labels import build as builder
-    from distill.labels.inventory import stages_with_labels
-    from distill.parallel import setup_process
-
-    numbers = stages_with_labels(loaded, stage)
-    share = builder.parse_share(part) if part is not None else None
-    chosen = {n: builder.parse_epochs(epochs, loaded.stages[n]) if epochs is not None else None for n in numbers}
-    prepared = setup_process(device.value, seed=loaded.seed)
-    for number, wanted in chosen.items():
-        built = builder.build_labels(loaded, number, prepared, epochs=wanted, share=share)
-        typer.echo(f"{loaded.stages[number].name}: {built}")
-
-
-@labels_app.command("info")
-def labels_info(
-    recipe: RecipeArgument,
-    stage: StageOption = None,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Measure the teacher here for some seconds.")
-    ] = True,
-    overrides: SetOption = None,
-    device: DeviceOption = DeviceName.AUTO,
-    debug: DebugOption = False,
-) -> None:
-    """Say what is stored, and what it takes.
-
-    The disk for all answers, and the teacher's time for those that are missing; before anything exists, too.
-
-    \b
-    Examples:
-      distill labels info distilled
-      distill labels info distilled --no-measure --set teacher.labels.views=10
-    """
-    _, loaded = _load(recipe, overrides)
-    _require_paddle()
-    from distill.labels.estimate import describe_store
-    from distill.labels.inventory import stages_with_labels
-    from distill.parallel import setup_process
-
-    prepared = setup_process(device.value, seed=loaded.seed) if measure else None
-    for number in stages_with_labels(loaded, stage):
-        typer.echo("\n".join(describe_store(loaded, number, device=prepared)))
-
-
-@labels_app.command("verify")
-def verify_labels(
-    recipe: RecipeArgument,
-    stage: StageOption = None,
-    samples: Annotated[
-        int, typer.Option("--samples", min=0, help="How many answers the teacher computes once more to compare.")
-    ] = 256,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Remove damaged shards: the next run computes them again.")
-    ] = False,
-    overrides: SetOption = None,
-    device: DeviceOption = DeviceName.AUTO,
-    debug: DebugOption = False,
-) -> None:
-    """Check what is stored.
-
-    The checksums of all sealed shards, and a random sample of answers against the live teacher. The sample must be
-    the same bits where Paddle Inference computes in float32 on a CPU; elsewhere it may differ as much as two engines
-    may. The exit status is 1 where anything is wrong.
-
-    \b
-    Example:
-      distill labels verify distilled --samples 1000
-    """
-    _, loaded = _load(recipe, overrides)
-    _require_paddle()
-    from distill.labels import verify
-    from distill.labels.inventory import stages_with_labels
-    from distill.parallel import setup_process
-
-    prepared = setup_process(device.value, seed=loaded.seed)
-    wrong = []
-    for number in stages_with_labels(loaded, stage):
-        found = verify.verify_labels(loaded, number, prepared, samples=samples, repair=repair)
-        typer.echo(f"{loaded.stages[number].name}: {found}")
-        wrong += found.problems(repair)
-    if wrong:
-        raise RunError("\n".join(wrong))
-
 
 def _console() -> "Console":
     """Standard output; where nobody looks at its width (a pipe, a file), no line is broken."""
     from rich.console import Console
 
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=1000)
-
-
-def _load(name: str, overrides: list[str] | None) -> "tuple[Path, Recipe]":
-    from distill.recipe_file import load_recipe
-    from distill.recipes_index import find_recipe
-
-    path = find_recipe(name)
-    return path, load_recipe(path, overrides or ())
 
 
 def _scaled_down(
@@ -758,13 +599,6 @@ def _scaled_down_yaml(recipe: "Recipe", data: Path | None) -> str:
 
     inputs = Path("runs") / scaled_down_name(recipe) / "inputs"
     return resolved_yaml(scale_down(recipe, SmallImages(data, inputs).data, inputs))
-
-
-def _require_paddle() -> None:
-    """One clear line where Paddle is missing, before a module that needs it is imported."""
-    from distill.parallel import import_paddle
-
-    import_paddle()
 
 
 def main(arguments: list[str] | None = None) -> None:

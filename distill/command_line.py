@@ -1,14 +1,41 @@
-"""How a command of this project ends: one clean message, a meaningful exit status, a traceback only if asked for."""
+"""What commands of this project have alike: how they begin, and how they end.
+
+They end with one clean message, a meaningful exit status, and a traceback only if asked for.
+"""
 
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.recipe import Recipe
+
+
+def load_named(name: str, overrides: Sequence[str] | None) -> "tuple[Path, Recipe]":
+    """The recipe that is meant by a file or a name, as `--set` changes it, and its file.
+
+    Raises:
+        UserError: There is none, or it has errors.
+    """
+    from distill.recipe_file import load_recipe
+    from distill.recipes_index import find_recipe
+
+    path = find_recipe(name)
+    return path, load_recipe(path, overrides or ())
+
+
+def require_paddle() -> None:
+    """One clear line where Paddle is missing, before a module that needs it is imported."""
+    from distill.parallel import import_paddle
+
+    import_paddle()
 
 
 def run_command(

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+import distill
+
 
 class DeviceName(StrEnum):
     """Where to compute."""
@@ -15,6 +17,16 @@ class DeviceName(StrEnum):
     GPU = "gpu"
 
 
+def _print_version(context: typer.Context, value: bool) -> None:
+    if value:
+        typer.echo(f"{context.find_root().info_name} {distill.__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's file, or its name in `recipes`.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
