@@ -7,12 +7,13 @@ from distill.errors import UserError
 from distill.evaluate import Evaluation, evaluate_weights
 from distill.models import create_model
 from distill.parallel import DeviceKind
+from distill.predict import predict
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.stages import RunResult, run_recipe
 from distill.trained import find_trained
 
-__all__ = ["Evaluation", "Recipe", "RunResult", "create_model", "evaluate", "load_recipe", "train"]
+__all__ = ["Evaluation", "Recipe", "RunResult", "create_model", "evaluate", "load_recipe", "predict", "train"]
 
 
 def train(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.board_command import board
+from distill.card_command import card
 from distill.command_line import load_named, require_paddle, run_command
 from distill.command_options import (
     DebugOption,
@@ -60,6 +61,7 @@ app = typer.Typer(
       distill predict IMAGE --run runs/NAME
       distill export runs/NAME --format onnx    its student for other programs
       distill report runs/NAME             a page about it
+      distill card runs/NAME               its model card, which training leaves too
     """,
 )
 recipes_app = typer.Typer(rich_markup_mode=None)
@@ -561,6 +563,7 @@ def predict(
 app.command("export")(export)
 app.command("report")(report)
 app.command("board")(board)
+app.command("card")(card)
 benchmark_app.command("latency")(latency)
 
 

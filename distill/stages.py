@@ -1,6 +1,7 @@
 """A whole run: a recipe's stages in order, each resumable, in one folder that describes itself."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from distill.recipe import Recipe
 from distill.recipe_differences import differences, not_accepted
 from distill.recipe_file import load_recipe, resolved_yaml
 from distill.report import environment, write_json
+from distill.run_report.card import write_card
 from distill.train import StageResult, stage_folder, train_stage
 
 
@@ -55,7 +57,7 @@ def run_recipe(
     Args:
         recipe: What to do.
         output: The run's folder: `recipe.yaml`, `environment.json`, `metrics.jsonl`, `visualdl/`,
-            `stages/`, and at the end `student.safetensors` and `result.json`.
+            `inputs.json`, `stages/`, and at the end `student.safetensors`, `result.json` and `MODEL_CARD.md`.
         resume: Go on with what `output` holds. A finished stage is skipped.
         device: "cpu", "gpu" or "auto".
         accept_changes: Dotted keys whose change against the resumed run is meant.
@@ -81,6 +83,8 @@ def run_recipe(
             last = stage_folder(output, recipe, len(recipe.stages) - 1)
             write_atomically(output / "student.safetensors", (last / "student.safetensors").read_bytes())
             write_json(output / "result.json", {name: asdict(result) for name, result in results.items()})
+            note_finish(output)
+            _leave_card(output)
     return RunResult(output, results)
 
 
@@ -174,6 +178,25 @@ def note_environment(output: Path, device: Device, ranks: int) -> None:
             "will not be bitwise those of an uninterrupted run"
         )
     write_json(path, {"sittings": [*sittings, now]})
+
+
+def note_finish(output: Path) -> None:
+    """Notes in `environment.json` when the run was finished, if it was not before."""
+    path = output / "environment.json"
+    sittings: list[dict[str, Any]] = json.loads(path.read_text())["sittings"]
+    if not any("finished" in sitting for sitting in sittings):
+        sittings[-1]["finished"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        write_json(path, {"sittings": sittings})
+
+
+def _leave_card(output: Path) -> None:
+    """Writes the model card of a finished run; whatever hinders that, the run has succeeded."""
+    try:
+        write_card(output)
+    except Exception as error:  # a text about the weights must not make the weights look lost
+        Display("model card", 0).say(
+            f"the model card was not written: {error}. All else is there; `distill card {output}` tries again"
+        )
 
 
 def finished_stage(folder: Path) -> StageResult | None:

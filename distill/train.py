@@ -36,6 +36,7 @@ from distill.optim import learning_rate
 from distill.parallel import Device
 from distill.recalibrate import recalibrate_stage
 from distill.recipe import Recipe
+from distill.run_inputs import note_inputs
 from distill.signals import Interrupted, StopRequest, stop_signals
 from distill.trunk import open_features
 from distill.weights import write_weights
@@ -106,17 +107,31 @@ def train_stage(
     position = start_or_resume(learner, recipe, number, source, folder / "checkpoints")
     learner.open_trunk()
     check_ranks_agree(learner, position, {"images": source, "evaluation images": evaluation_images})
+    note_inputs(
+        run,
+        recipe,
+        number,
+        images=source,
+        evaluation_images=evaluation_images,
+        teachers=learner.teacher_identity() or [],
+        fresh=position.step == 0,
+        world=world,
+    )
     features = open_features(learner.trunk, recipe, number, folder / "features")
     kept = features.training(source, stage) if features is not None else None
     if features is not None:
         evaluation_loader = evaluation_loader.with_features(features.evaluation(evaluation_images, stage.evaluation))
     loader = TrainLoader.of_stage(recipe, number, source, labels=labels, features=kept, **place)
 
-    saver = Saver(recipe, folder / "checkpoints", learner, position)
     last_step = stage.epochs * loader.steps_per_epoch
     journal = Journal(run, recipe, number, step=position.step, last_step=last_step, silent=not world.is_first)
 
-    with stop_signals() as stop, journal, saver, teacher_processes(recipe, number, folder, world.is_first) as builders:
+    with (
+        stop_signals() as stop,
+        journal,
+        Saver(recipe, folder / "checkpoints", learner, position) as saver,
+        teacher_processes(recipe, number, folder, world.is_first) as builders,
+    ):
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device, kept):
             journal.display.say(line)
         sitting = Sitting(learner, loader, position, saver, journal, stop)

@@ -43,6 +43,11 @@ class Images:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def part_sizes(self) -> list[int]:
+        """Samples of each source, repetitions counted."""
+        return [len(part) for part in self._parts]
+
     def read(self, index: int) -> Image:
         """See `ImageSource.read`."""
         source, own_index = self._locate(index)

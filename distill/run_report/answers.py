@@ -75,6 +75,8 @@ class Answers:
         worst: The classes with the lowest accuracy, worst first.
         disagreements: The largest first.
         no_teacher: Why there are no disagreements, else None.
+        teacher_batch: How many images the teacher saw at once where it normalises by batch, so that its answer to one
+            depends on the others; None where it does not.
     """
 
     images: int
@@ -82,6 +84,7 @@ class Answers:
     worst: list[ClassMistakes]
     disagreements: list[Disagreement]
     no_teacher: str | None
+    teacher_batch: int | None = None
 
 
 def ask(recipe: Recipe, weights: Path, device: Device, *, at_most: int, names: list[str] | None = None) -> Answers:
@@ -127,7 +130,8 @@ def ask(recipe: Recipe, weights: Path, device: Device, *, at_most: int, names: l
     labels, student = source.labels[kept], np.concatenate(own)
     shown = _disagreements(source, kept, student, np.concatenate(other), names) if other else []
     reason = teacher if isinstance(teacher, str) else None
-    return Answers(len(kept), len(source), worst_classes(labels, student.argmax(1), names), shown, reason)
+    worst = worst_classes(labels, student.argmax(1), names)
+    return Answers(len(kept), len(source), worst, shown, reason, min(size, len(chosen)) if _by_batch(recipe) else None)
 
 
 def class_names(recipe: Recipe) -> list[str]:
@@ -204,9 +208,19 @@ def _views(source: Images, chosen: NDArray[np.int64], recipe: Recipe) -> tuple[l
     )
 
 
+def _taught_stages(recipe: Recipe) -> list[int]:
+    return [number for number, stage in enumerate(recipe.stages) if stage.teacher is not None]
+
+
+def _by_batch(recipe: Recipe) -> bool:
+    """Whether the teacher that is asked normalises by batch."""
+    sections = [recipe.stages[number].teacher for number in _taught_stages(recipe)]
+    return bool(sections) and sections[-1] is not None and sections[-1].batch_norm == "batch"
+
+
 def _open_teacher(recipe: Recipe, device: Device) -> Teacher | str:
     """The teacher, or why there is none."""
-    with_teacher = [number for number, stage in enumerate(recipe.stages) if stage.teacher is not None]
+    with_teacher = _taught_stages(recipe)
     if not with_teacher:
         return "the recipe has no teacher"
     try:

@@ -13,6 +13,8 @@ from distill.metrics import read_metrics
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 
+CARD = "MODEL_CARD.md"
+
 Points = list[tuple[float, float]]
 
 _NO_CURVE = {"kind", "stage", "stage_name", "step", "images", "undecodable"}
@@ -46,6 +48,12 @@ class RunFacts:
     def name(self) -> str:
         """What the report calls it."""
         return self.folder.resolve().name
+
+    @property
+    def card(self) -> Path | None:
+        """The model card, if it has been written."""
+        path = self.folder / CARD
+        return path if path.is_file() else None
 
 
 def collect(folder: Path) -> RunFacts:

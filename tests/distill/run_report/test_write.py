@@ -1,4 +1,5 @@
 import re
+import shutil
 from html.parser import HTMLParser
 
 import cv2
@@ -78,6 +79,20 @@ def test_a_page_compares_runs_and_needs_nothing_else(run_cli, runs, tmp_path):
         assert expected in page.text
     assert len(re.findall(r"<li><img", page.text)) == 12  # of the taught run
     assert page.text.count('<polyline class="line1"') == 7
+
+
+@pytest.mark.parametrize("batch_norm", ["stored", "batch"])
+def test_answers_that_depend_on_the_batch_are_marked(run_cli, runs, tmp_path, batch_norm):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "taught", run)
+    recipe = (run / "recipe.yaml").read_text()
+    assert "batch_norm: stored" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("batch_norm: stored", f"batch_norm: {batch_norm}"))
+    status, _, errors = run_cli("report", run, "--images", 8, "--device=cpu")
+    assert status == 0, errors
+    text = (run / "report.html").read_text()
+    assert ("here over 8 images at once" in text) == (batch_norm == "batch")
+    assert f"the model card <code>{run / 'MODEL_CARD.md'}</code>" in text
 
 
 def test_a_missing_teacher_is_named_and_left_out(run_cli, runs, tmp_path, teacher_weights):
