@@ -7,6 +7,7 @@ float32 answers were the same bits for any batch size and number of threads, so 
 """
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -162,14 +163,15 @@ def largest_difference(engine: Engine, plain: Engine, size_px: int, data_format:
 
 def relative_difference(received: Answers, expected: Answers) -> float:
     """The greatest |received - expected| / max |expected| over all answers; NaN where one holds NaN."""
-    return float(
-        np.max(
-            [
-                np.abs(received[name] - each).max() / np.maximum(np.abs(each).max(), 1e-12)
-                for name, each in expected.items()
-            ]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(
+            np.max(
+                [
+                    np.abs(received[name] - each).max() / np.maximum(np.abs(each).max(), 1e-12)
+                    for name, each in expected.items()
+                ]
+            )
         )
-    )
 
 
 def with_agreement(description: str, difference: float) -> str:
@@ -183,6 +185,10 @@ def check_agreement(description: str, difference: float, precision: Precision) -
     Raises:
         RunError: It is.
     """
+    if math.isnan(difference):
+        raise RunError(
+            f"{description}: the network's answers to noise are not finite. Check its weights and its normalization."
+        )
     if not difference <= TOLERANCE[precision]:
         raise RunError(
             f"{description} differs from the plain model by {difference:.2g} of the largest answer, expected <= "

@@ -18,6 +18,7 @@ from distill.distributed.world import ALONE, World
 from distill.errors import RunError, UserError
 from distill.evaluate import Evaluation, count_hits, measure
 from distill.labels.inventory import take_inventory
+from distill.labels.records import NotFiniteAnswers
 from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
 from distill.losses.pipeline import DistillationLoss, Targets
@@ -151,7 +152,12 @@ class Learner:
     def _answers(self, batch: Batch, images: paddle.Tensor) -> dict[str, paddle.Tensor] | None:
         """The teacher's answers, live or from the store; None without a teacher."""
         if self.labels is not None and batch.slot is not None:
-            return self.labels(images, batch.slot)
+            try:
+                return self.labels(images, batch.slot)
+            except NotFiniteAnswers as error:
+                raise RunError(
+                    f"stage {self.stage.name}, step {batch.step + 1}: {error}. The last checkpoint is intact"
+                ) from None
         return self.teacher(images) if self.teacher is not None else None
 
     def combine(self, samples: int) -> None:
@@ -178,6 +184,10 @@ class Learner:
         self.scaler.update()
         self.optimizer.clear_grad()
         self.student.update_ema()
+
+    def take_unsound_answers(self) -> dict[str, paddle.Tensor]:
+        """By live teacher: how many of its answers since the last call were not finite, as scalar tensors."""
+        return self.teacher.take_unsound_answers() if self.teacher is not None else {}
 
     def evaluate(self, loader: Iterable[Batch], *, plain: bool = False) -> Evaluation:
         """Measures the student: its moving average where there is one, unless the `plain` one is wanted."""

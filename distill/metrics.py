@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,18 +34,31 @@ def topk_hits(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
 
 @dataclass
 class StepRecords:
-    """The losses of the last updates, still on the device, so that reading them does not stop every step."""
+    """The losses of a stage's last updates, still on the device, so that reading them does not stop every step."""
 
+    stage_name: str
     steps: list[int] = field(default_factory=list)
     terms: list[Mapping[str, Any]] = field(default_factory=list)
+    unsound: list[Mapping[str, Any]] = field(default_factory=list)
     indices: list[Sequence[np.ndarray]] = field(default_factory=list)
 
-    def append(self, step: int, terms: Mapping[str, Any], indices: Sequence[np.ndarray]) -> None:
-        """Keeps an update's terms (scalar tensors, "loss" among them) and the samples it saw."""
+    def append(
+        self,
+        step: int,
+        terms: Mapping[str, Any],
+        indices: Sequence[np.ndarray],
+        unsound: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Keeps an update's terms, the samples it saw, and by teacher how many of its answers were not finite.
+
+        Terms ("loss" among them) and numbers are scalar tensors. The numbers are looked at only where a term is not
+        finite.
+        """
         if not terms:  # every file of the update was undecodable
             return
         self.steps.append(step)
         self.terms.append(terms)
+        self.unsound.append(unsound)
         self.indices.append(indices)
 
     def drain(self, world: World = ALONE) -> dict[str, float]:
@@ -54,29 +68,49 @@ class StepRecords:
             world: The ranks, each with its share of the terms of the same updates.
 
         Raises:
-            RunError: A term was not finite; names the first such update, its terms and its samples.
+            RunError: A term was not finite; names the first such update, its terms, its samples, and the teachers whose
+                answers were the reason.
         """
         own = [
-            (step, {name: float(value) for name, value in terms.items()}, np.concatenate(indices).tolist())
-            for step, terms, indices in zip(self.steps, self.terms, self.indices, strict=True)
+            (step, _floats(terms), _floats(unsound), np.concatenate(indices).tolist())
+            for step, terms, unsound, indices in zip(self.steps, self.terms, self.unsound, self.indices, strict=True)
         ]
-        self.steps, self.terms, self.indices = [], [], []
+        self.steps, self.terms, self.unsound, self.indices = [], [], [], []
         values: dict[int, dict[str, float]] = {}
+        unsound: dict[int, dict[str, float]] = {}
         samples: dict[int, list[int]] = {}
-        for step, terms, indices in (record for records in world.gather(own) for record in records):
-            total = values.setdefault(step, dict.fromkeys(terms, 0.0))
-            values[step] = {name: total[name] + value for name, value in terms.items()}
+        for step, terms, faults, indices in (record for records in world.gather(own) for record in records):
+            values[step] = _sums(values.get(step, {}), terms)
+            unsound[step] = _sums(unsound.get(step, {}), faults)
             samples.setdefault(step, []).extend(indices)
         for step in sorted(values):
             if not all(math.isfinite(value) for value in values[step].values()):
-                listed = ", ".join(map(str, samples[step][:16])) + (", ..." if len(samples[step]) > 16 else "")
-                shown = ", ".join(f"{name} = {value:g}" for name, value in values[step].items())
-                raise RunError(
-                    f"the loss is not finite at step {step}: {shown}. Sample indices: {listed}. "
-                    "The last checkpoint is intact; try a lower learning rate, clip_norm, or look at these samples."
-                )
+                raise self._not_finite(step, values[step], unsound[step], samples[step])
         names = next(iter(values.values())) if values else {}
         return {name: sum(terms[name] for terms in values.values()) / len(values) for name in names}
+
+    def _not_finite(
+        self, step: int, terms: Mapping[str, float], unsound: Mapping[str, float], samples: Sequence[int]
+    ) -> RunError:
+        shown = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
+        listed = ", ".join(map(str, samples[:16])) + (", ..." if len(samples) > 16 else "")
+        faults = [f"{name} to {count:g} of {len(samples)} images" for name, count in unsound.items() if count]
+        reason, advice = "", "try a lower learning rate, clip_norm, or look at these samples"
+        if faults:
+            reason = f", because the teacher gave answers that are not finite: {', '.join(faults)}"
+            advice = "check the teacher's weights, its normalization and teacher.precision, or look at these samples"
+        return RunError(
+            f"stage {self.stage_name}: the loss is not finite at step {step}{reason}: {shown}. "
+            f"Sample indices: {listed}. The last checkpoint is intact; {advice}."
+        )
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _sums(some: Mapping[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    return {name: some.get(name, 0.0) + value for name, value in more.items()}
 
 
 class MetricsLog:

@@ -1,7 +1,7 @@
 """Frozen teachers behind one call."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +87,8 @@ class Teacher:
         self._taps = tuple(taps)
         self._data_format = data_format
         self.engines = [member.description for member in self._members]
+        self._unsound: dict[str, Tensor] = {}
+        self._names = [f"{model.name} ({model.weights})" for model in section.models]
         self.identity = [(model.name, sha256_of(Path(model.weights))) for model in section.models]
         self.tap_channels: dict[str, int] = self._members[0].tap_channels if len(self._members) == 1 else {}
 
@@ -103,10 +105,21 @@ class Teacher:
         """
         with paddle.no_grad():
             answers = [member.answer(images, self._taps, self._data_format) for member in self._members]
+            for name, answer in zip(self._names, answers, strict=True):
+                count = _count_not_finite(answer)
+                self._unsound[name] = self._unsound[name] + count if name in self._unsound else count
             if len(answers) == 1:
                 return answers[0]
             with paddle.amp.auto_cast(enable=False):
                 return {"logits": average_logits([answer["logits"] for answer in answers])}
+
+    def take_unsound_answers(self) -> dict[str, Tensor]:
+        """By network and weights: how many of its answers since the last call hold NaN or infinity; scalar tensors.
+
+        They stay on the device, so that counting stops nothing.
+        """
+        counts, self._unsound = self._unsound, {}
+        return counts
 
 
 def open_teacher(recipe: Recipe, number: int, device: Device) -> Teacher:
@@ -221,6 +234,13 @@ class _EngineMember:
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
         return {name: paddle.to_tensor(value) for name, value in self._engine(images.numpy()).items()}
+
+
+def _count_not_finite(answers: Mapping[str, Tensor]) -> Tensor:
+    """Of the answers [N, ...] to N images: how many are not finite, an int64 scalar."""
+    # A map of features is judged by its sum, which is quicker than to look at each of millions of values.
+    maps = [value.flatten(1).sum(axis=1, keepdim=True) for name, value in answers.items() if name != "logits"]
+    return paddle.logical_not(paddle.isfinite(paddle.concat([answers["logits"], *maps], axis=1)).all(axis=1)).sum()
 
 
 def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:

@@ -4,7 +4,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -93,7 +93,8 @@ def train_stage(
 
     Raises:
         Interrupted: SIGTERM or SIGINT arrived; the state is saved.
-        RunError: The loss is not finite, too many files cannot be decoded, or nothing can be saved.
+        RunError: The loss or a teacher's answer is not finite, too many files cannot be decoded, or nothing can be
+            saved.
     """
     stage = recipe.stages[number]
     folder = stage_folder(run, recipe, number)
@@ -134,7 +135,7 @@ def train_stage(
     ):
         for line in announcement(recipe, number, len(source), loader.steps_per_epoch, learner, position, device, kept):
             journal.display.say(line)
-        sitting = Sitting(learner, loader, position, saver, journal, stop)
+        sitting = Sitting(learner, loader, position, saver, journal, stop, StepRecords(stage.name))
         batches = loader.batches(position.step, last_step)
         batches = journal.throughput.timed(
             arrived(batches, labels, recipe, number, builders, stop, journal.display.say)
@@ -224,7 +225,7 @@ class Sitting:
     saver: "Saver"
     journal: Journal
     stop: StopRequest
-    records: StepRecords = field(default_factory=StepRecords)
+    records: StepRecords
 
 
 def update(sitting: Sitting, batches: Iterator[Batch], rate: float) -> StepNews:
@@ -247,7 +248,7 @@ def update(sitting: Sitting, batches: Iterator[Batch], rate: float) -> StepNews:
         failures.extend(batch.failures)
         if batch.ends_step:
             break
-    sitting.records.append(position.step + 1, terms, indices)
+    sitting.records.append(position.step + 1, terms, indices, learner.take_unsound_answers())
     own = StepNews(
         samples=sum(map(len, indices)),
         failures=failures,

@@ -45,6 +45,7 @@ MAX_CLASSES = 65536
 # The largest magnitude of a finite float16: a class less probable than exp(-65504) is kept as that.
 _LEAST_LOG = -65504.0
 _NOT_A_NUMBER = np.float16(np.nan).view(np.uint16)
+_EXPONENT = np.float16(np.inf).view(np.uint16)  # its bits are all set in what is not finite
 
 
 class Status(IntEnum):
@@ -94,6 +95,10 @@ class Layout:
         return 2 * self.words
 
 
+class NotFiniteAnswers(RunError):
+    """A teacher answered NaN or infinity, of which no record is made."""
+
+
 def encode(logits: NDArray[np.float32], layout: Layout) -> Rows:
     """The records of a teacher's answers; their checks are still 0, see `with_checks`.
 
@@ -107,16 +112,16 @@ def encode(logits: NDArray[np.float32], layout: Layout) -> Rows:
         uint16 [N, words].
 
     Raises:
-        RunError: A logit is not finite.
+        NotFiniteAnswers: A logit is not finite.
         ValueError: The shape is another.
     """
     if logits.ndim != 2 or logits.shape[1] != layout.num_classes:
         raise ValueError(f"logits must be [N, {layout.num_classes}], received {list(logits.shape)}")
     if not np.isfinite(logits).all():
-        bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-        raise RunError(
-            f"the teacher's answer to {len(bad)} of {len(logits)} images is not finite: check its weights and its "
-            "normalization"
+        bad = int(np.sum(~np.isfinite(logits).all(axis=1)))
+        raise NotFiniteAnswers(
+            f"the teacher's answer to {bad} of {len(logits)} images is not finite: check its weights, its "
+            "normalization and teacher.precision"
         )
     log_probabilities = log_softmax(logits.astype(np.float64))
     rows = np.zeros((len(logits), layout.words), dtype=np.uint16)
@@ -174,12 +179,25 @@ def with_checks(rows: Rows, view_epoch: int, first: int) -> Rows:
     return checked
 
 
-def status_of(rows: Rows, view_epoch: int, first: int) -> NDArray[np.uint8]:
-    """What the records of the positions first, first + 1, ... are: a `Status` each; damaged ones count as empty."""
+def status_of(rows: Rows, layout: Layout, view_epoch: int, first: int) -> NDArray[np.uint8]:
+    """What the records of the positions first, first + 1, ... are: a `Status` each; damaged ones count as empty.
+
+    So do those that no `encode` writes, though their check is right: not a number, infinite, or of no class.
+    """
     found = np.ascontiguousarray(rows[:, :2]).view("<u4")[:, 0]
     sound = (found != 0) & (found == _checks(rows, view_epoch, first))
     kind = np.where(rows[:, 2] == _NOT_A_NUMBER, Status.UNDECODABLE, Status.RECORD)
+    kind[~_is_answer(rows, layout) & (kind == Status.RECORD)] = Status.EMPTY
     return np.where(sound, kind, Status.EMPTY).astype(np.uint8)
+
+
+def _is_answer(rows: Rows, layout: Layout) -> NDArray[np.bool_]:
+    """Whether the log-probabilities of each record are finite, and its classes among the layout's."""
+    kept = 0 if layout.keeps_all else layout.kept
+    finite = (rows[:, 3 + kept :] & _EXPONENT != _EXPONENT).all(axis=1) & (rows[:, 2] & _EXPONENT != _EXPONENT)
+    known = (rows[:, 3 : 3 + kept] < layout.num_classes).all(axis=1)
+    answers: NDArray[np.bool_] = finite & known
+    return answers
 
 
 def _checks(rows: Rows, view_epoch: int, first: int) -> NDArray[np.uint32]:

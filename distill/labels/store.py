@@ -132,10 +132,12 @@ class LabelStore:
         rows = np.zeros((end - first, self.layout.words), dtype=np.uint16)
         status = np.full(end - first, Status.EMPTY, dtype=np.uint8)
         for shard, begin, stop in self._pieces(view_epoch, first, end):
-            piece = self._read_piece(shard, begin, stop)
-            if piece is not None:
-                rows[begin - first : stop - first] = piece
-                status[begin - first : stop - first] = status_of(piece, view_epoch, begin)
+            piece, found = self._read_piece(shard, begin, stop)
+            if not found.all() and self.is_sealed(shard):  # since we read it, unless what was sealed is wrong
+                self.check_shard(shard)
+                piece, found = self._read_piece(shard, begin, stop)
+            rows[begin - first : stop - first] = piece
+            status[begin - first : stop - first] = found
         return rows, status
 
     def empty(self, view_epoch: int, first: int, end: int) -> NDArray[np.bool_]:
@@ -221,8 +223,8 @@ class LabelStore:
         """
         path = self.path(shard, ".labels")
         rows = _map_sealed(path, path.stat().st_mtime_ns, self._file_bytes(shard), self.layout.words)
-        if not status_of(rows, shard.view_epoch, shard.first).all():
-            raise DamagedShard(path, "a record fails its check though the file matches its checksum")
+        if not status_of(rows, self.layout, shard.view_epoch, shard.first).all():
+            raise DamagedShard(path, "a record is no teacher's answer though the file matches its checksum")
 
     def remove_shard(self, shard: Shard) -> None:
         """Removes a sealed shard, so that it is computed again."""
@@ -231,7 +233,11 @@ class LabelStore:
 
     # --- one shard ----------------------------------------------------------------------------
 
-    def _read_piece(self, shard: Shard, begin: int, stop: int) -> Rows | None:
+    def _read_piece(self, shard: Shard, begin: int, stop: int) -> tuple[Rows, NDArray[np.uint8]]:
+        rows = self._rows_of_piece(shard, begin, stop)
+        return rows, status_of(rows, self.layout, shard.view_epoch, begin)
+
+    def _rows_of_piece(self, shard: Shard, begin: int, stop: int) -> Rows:
         sealed = self.path(shard, ".labels")
         for _ in range(2):  # twice: it may be sealed, and so renamed, between the two looks
             with contextlib.suppress(FileNotFoundError):
@@ -239,7 +245,7 @@ class LabelStore:
                 return rows[begin - shard.first : stop - shard.first]
             with contextlib.suppress(FileNotFoundError), self._opened(shard, os.O_RDONLY) as descriptor:
                 return self._read_partial(shard, descriptor, begin, stop)
-        return None
+        return np.zeros((stop - begin, self.layout.words), dtype=np.uint16)
 
     def _read_partial(self, shard: Shard, descriptor: int, begin: int, stop: int) -> Rows:
         size = (stop - begin) * self.layout.record_bytes
@@ -255,7 +261,7 @@ class LabelStore:
                 os.pwrite(descriptor, _MAGIC, 0)
                 os.ftruncate(descriptor, self._file_bytes(shard))
             there = self._read_partial(shard, descriptor, begin, begin + len(rows))
-            present = status_of(there, shard.view_epoch, begin) > 0
+            present = status_of(there, self.layout, shard.view_epoch, begin) > 0
             whole = self._groupwise_all(present)
             if whole.all():
                 return
@@ -285,7 +291,7 @@ class LabelStore:
         total = 0
         for begin in range(shard.first, shard.end, self.block_positions):
             rows = self._read_partial(shard, descriptor, begin, min(begin + self.block_positions, shard.end))
-            total += int(np.sum(status_of(rows, shard.view_epoch, begin) > 0))
+            total += int(np.sum(status_of(rows, self.layout, shard.view_epoch, begin) > 0))
         return total
 
     def _partial_count(self, shard: Shard) -> int:

@@ -10,7 +10,7 @@ from paddle import Tensor
 
 from distill.data.types import LabelSlot
 from distill.errors import RunError
-from distill.labels.records import Rows, encode, expand, undecodable
+from distill.labels.records import NotFiniteAnswers, Rows, encode, expand, undecodable
 from distill.labels.store import LabelStore
 from distill.teacher import Teacher
 
@@ -71,7 +71,13 @@ class StoredTeacher:
             raise RunError(describe_missing(self.store, slot))
         wanted = images if len(missing) == len(slot.usable) else images.index_select(paddle.to_tensor(missing))
         rows = slot.rows.copy()
-        rows[missing] = encode(self.logits(wanted), self.store.layout)
+        try:
+            rows[missing] = encode(self.logits(wanted), self.store.layout)
+        except NotFiniteAnswers as error:
+            names = " + ".join(name for name, _ in self.store.teachers)
+            raise NotFiniteAnswers(
+                f"teacher {names}, {_describe(slot)}: {error}. Nothing of them went into {self.store.folder}"
+            ) from None
         self._add(slot, rows)
         return rows
 
@@ -91,6 +97,9 @@ class StoredTeacher:
 def describe_missing(store: LabelStore, slot: LabelSlot) -> str:
     """Which answers a micro-batch waits for, for an error."""
     return (
-        f"there are no soft labels for positions {slot.first}-{slot.end - 1} of view epoch {slot.view_epoch} in "
-        f"{store.folder}: `distill labels build RECIPE` computes them"
+        f"there are no soft labels for {_describe(slot)} in {store.folder}: `distill labels build RECIPE` computes them"
     )
+
+
+def _describe(slot: LabelSlot) -> str:
+    return f"positions {slot.first}-{slot.end - 1} of view epoch {slot.view_epoch}"

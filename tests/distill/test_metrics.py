@@ -27,7 +27,7 @@ def test_nan_never_hits():
 
 
 def test_records_average_and_forget():
-    records = StepRecords()
+    records = StepRecords("train")
     records.append(1, {"loss": 1.0}, [np.array([4])])
     records.append(2, {"loss": 3.0}, [np.array([5])])
     assert records.drain() == {"loss": 2.0}
@@ -35,7 +35,7 @@ def test_records_average_and_forget():
 
 
 def test_a_loss_that_is_not_finite_names_step_terms_and_samples():
-    records = StepRecords()
+    records = StepRecords("train")
     records.append(7, {"kl": 1.0, "loss": 1.0}, [np.array([1, 2])])
     records.append(8, {"kl": float("nan"), "loss": float("nan")}, [np.array([30, 40]), np.array([50])])
     with pytest.raises(RunError, match=r"step 8: kl = nan, loss = nan. Sample indices: 30, 40, 50\."):

@@ -103,11 +103,16 @@ def rows(request):
     return with_checks(encode(logits, layout), 2, 70)
 
 
+def status(rows, view_epoch, first):
+    """The layout follows from the number of words: 22 for all of 20 classes."""
+    return status_of(rows, Layout(20, "all" if rows.shape[1] == 22 else 3), view_epoch, first)
+
+
 def test_a_record_is_known_at_its_own_place_only(rows):
-    assert (status_of(rows, 2, 70) == Status.RECORD).all()
-    assert not status_of(rows, 2, 71).any()
-    assert not status_of(rows, 3, 70).any()
-    assert not status_of(np.zeros_like(rows), 2, 70).any()
+    assert (status(rows, 2, 70) == Status.RECORD).all()
+    assert not status(rows, 2, 71).any()
+    assert not status(rows, 3, 70).any()
+    assert not status(np.zeros_like(rows), 2, 70).any()
 
 
 def test_every_changed_bit_is_noticed(rows):
@@ -115,17 +120,34 @@ def test_every_changed_bit_is_noticed(rows):
         for bit in np.random.default_rng(place).choice(rows.shape[1] * 16, 20, replace=False):
             damaged = rows.copy()
             damaged[place, bit // 16] ^= np.uint16(1 << (bit % 16))
-            assert status_of(damaged, 2, 70)[place] == Status.EMPTY
+            assert status(damaged, 2, 70)[place] == Status.EMPTY
 
 
 def test_a_torn_record_is_noticed(rows):
     for words in range(1, rows.shape[1]):
         torn = rows.copy()
         torn[:, words:] = 0
-        assert not status_of(torn, 2, 70).any()
+        assert not status(torn, 2, 70).any()
 
 
 def test_an_undecodable_image_is_no_record():
     for top in (3, "all"):
         marks = with_checks(undecodable(4, Layout(20, top)), 0, 0)
-        assert (status_of(marks, 0, 0) == Status.UNDECODABLE).all()
+        assert (status(marks, 0, 0) == Status.UNDECODABLE).all()
+
+
+def test_what_no_teacher_answered_is_no_record_though_its_check_is_right(rows):
+    for place in (2, rows.shape[1] - 1):
+        for value in (np.nan, -np.nan, np.inf, -np.inf):
+            wrong = rows.copy()
+            wrong[7, place] = np.float16(value).view(np.uint16)
+            expected = Status.UNDECODABLE if place == 2 and np.isnan(value) and not np.signbit(value) else Status.EMPTY
+            assert status(with_checks(wrong, 2, 70), 2, 70)[7] == expected
+            assert (np.delete(status(with_checks(wrong, 2, 70), 2, 70), 7) == Status.RECORD).all()
+
+
+def test_a_class_that_the_recipe_does_not_have_is_no_record():
+    layout = Layout(20, 3)
+    wrong = encode(np.zeros((2, 20), np.float32), layout)
+    wrong[1, 4] = 20
+    assert status_of(with_checks(wrong, 0, 0), layout, 0, 0).tolist() == [Status.RECORD, Status.EMPTY]

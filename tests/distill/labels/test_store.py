@@ -174,7 +174,7 @@ def test_a_sealed_shard_of_another_place_is_noticed(store):
     one, other = store.shards(0)[:2]
     for suffix in (".labels", ".json"):
         store.path(one, suffix).replace(store.path(other, suffix))
-    with pytest.raises(DamagedShard, match="a record fails its check"):
+    with pytest.raises(DamagedShard, match="a record is no teacher's answer"):
         store.check_shard(other)
 
 
