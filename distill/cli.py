@@ -481,6 +481,10 @@ def evaluate(
     from distill.trained import find_trained
 
     loaded, weights = find_trained(recipe_or_run, weights, overrides)
+    if record:
+        from distill.benchmark.measurements import check_recordable
+
+        check_recordable(loaded)
     require_paddle()
     from distill.evaluate import evaluate_weights
 

@@ -19,7 +19,7 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor, nn
 
-from distill.errors import RunError, UserError
+from distill.errors import DistillError, RunError, UserError
 from distill.models import build_model
 from distill.normalization import normalize
 from distill.parallel import Device
@@ -93,7 +93,7 @@ def open_teacher_engine(
         UserError: Weights that do not fit, or an engine or precision that the device has not.
         RunError: The engine's answers are not those of the plain model.
     """
-    model = build_model(teacher, num_classes)
+    model = build_model(teacher, num_classes, size_px=check_px)
     load_into(model, Path(teacher.weights))
     return open_engine(
         model,
@@ -147,11 +147,29 @@ def open_engine(
         engine = (
             EagerEngine(answers, outputs, precision)
             if chosen == "eager"
-            else PredictorEngine(answers, outputs, precision, device.threads)
+            else _exported(answers, outputs, precision, device.threads)
         )
         engine.largest_difference = largest_difference(engine, plain, check_px, data_format)
     check_agreement(engine.description, engine.largest_difference, precision)
     return engine
+
+
+def _exported(answers: nn.Layer, outputs: Sequence[str], precision: Precision, threads: int) -> Engine:
+    """A predictor, where Paddle can write the network for it: not every Python code of somebody else's.
+
+    Raises:
+        RunError: It cannot.
+    """
+    try:
+        return PredictorEngine(answers, outputs, precision, threads)
+    except DistillError:
+        raise
+    except Exception as error:  # whatever the translation of a network's own code can raise
+        reason = " ".join(str(error).split())
+        raise RunError(
+            f"Paddle Inference cannot compute this network: {type(error).__name__}: {reason[-300:]}. Use the engine "
+            "'eager'"
+        ) from error
 
 
 def largest_difference(engine: Engine, plain: Engine, size_px: int, data_format: str) -> float:

@@ -123,7 +123,7 @@ def evaluate_weights(recipe: Recipe, weights: Path, *, device: DeviceKind = "aut
     """
     chosen = setup_process(device)
     stage = recipe.stages[-1]
-    model = build_model(recipe.model, recipe.num_classes)
+    model = build_model(recipe.model, recipe.num_classes, size_px=stage.evaluation.crop_px)
     load_into(model, weights)
     loader = open_evaluation(stage, recipe)
     with Display("evaluate", len(loader), unit="batch") as display:

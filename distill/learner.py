@@ -1,5 +1,6 @@
 """What a stage of training changes, and one forward and backward pass of it."""
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -23,7 +24,8 @@ from distill.labels.store import LabelStore
 from distill.labels.teacher import StoredTeacher
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import build_model
-from distill.models.kernels import choose_kernels
+from distill.models.factory import imported_code
+from distill.models.kernels import compute_with
 from distill.normalization import normalize, seen_images, to_unit_range
 from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
@@ -49,8 +51,14 @@ class Learner:
         stage = recipe.stages[number]
         self.stage, self.model_section = stage, recipe.model
         self.world = world
+        self._seed = (recipe.seed, number)
         paddle.seed((recipe.seed + number) % 2**63)  # of the weights' initialisation
-        model = build_model(recipe.model, recipe.num_classes, stage_lr_multipliers=stage.stage_lr_multipliers)
+        model = build_model(
+            recipe.model,
+            recipe.num_classes,
+            stage_lr_multipliers=stage.stage_lr_multipliers,
+            size_px=stage.view.size_px,
+        )
         source = start_from or recipe.model.weights
         if source is not None:
             load_into(model, Path(source))
@@ -62,8 +70,7 @@ class Learner:
         self._device = device
         self.kernels_problem: str | None = None  # why the student does not compute on oneDNN though it might
         if not self.student.trains_classifier_only:  # what is below it computes with an engine of its own
-            kernels, self.kernels_problem = choose_kernels(recipe.model.data_format, recipe.runtime.student_kernels)
-            model.use_kernels(kernels)
+            self.kernels_problem = compute_with(model, recipe.runtime.student_kernels)
         self.trunk: Trunk | None = None
         terms = {name: term.model_dump() for name, term in stage.loss.terms.items()}
         # The live networks: none where there is no teacher, or the store has all its answers.
@@ -80,6 +87,8 @@ class Learner:
             terms,
             student_channels=model.tap_channels,
             teacher_channels=self.teacher.tap_channels if self.teacher is not None else {},
+            student_vectors=model.vector_taps,
+            teacher_vectors=self.teacher.vector_taps if self.teacher is not None else frozenset(),
             data_format=recipe.model.data_format,
         )
         if self.amp == "O2":
@@ -96,11 +105,21 @@ class Learner:
         self._gradient_sum = GradientSum(world, trained, during_backward=device.kind == "gpu")
 
     def open_trunk(self) -> None:
-        """Where the classifier alone is trained, computes what is below it fast; call it when the weights are there."""
-        if self.student.trains_classifier_only:
+        """Where the classifier alone is trained, computes what is below it fast; call it when the weights are there.
+
+        Not where dropout below the classifier makes an image's features new in every step.
+        """
+        if self.student.trains_classifier_only and self.student.features_stay(self.stage.view.size_px):
             self.trunk = Trunk(
                 self.student.model, self.stage.normalization, self._device, self.stage.view.size_px, amp=self.amp
             )
+
+    def _seed_dropout(self, batch: Batch) -> None:
+        """What the student draws is a function of (seed, stage, step, samples): of no other state, and of no rank."""
+        if self.student.model.draws_at_random:
+            key = f"{self._seed} {batch.step} {batch.indices.tolist()}"
+            digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+            paddle.seed(int.from_bytes(digest, "big") >> 1)
 
     def accumulate(self, batch: Batch) -> dict[str, paddle.Tensor]:
         """Adds the gradient of a micro-batch, weighted by its share of the global batch.
@@ -116,6 +135,7 @@ class Learner:
             return {}
         self.student.train_mode()
         self._statistics.before_forward()
+        self._seed_dropout(batch)
         images = seen_images(batch)
         with paddle.amp.auto_cast(enable=self.amp != "O0", level=self.amp if self.amp != "O0" else "O1"):
             answers = self._answers(batch, images)
@@ -220,7 +240,13 @@ class Learner:
         """What ranks that train together must have in common besides tensors: what computes, and whose answers."""
         identity = self.teacher_identity() or []
         teachers = {f"weights of teacher {number} {name}": digest for number, (name, digest) in enumerate(identity)}
-        return {"student's kernels": self.student.model.kernels.description, **teachers}
+        code = {f"code of {name}": digest for name, (_, digest) in self.code().items()}
+        return {"student's kernels": self.student.model.kernels.description, **teachers, **code}
+
+    def code(self) -> dict[str, tuple[str, str]]:
+        """File and SHA-256 of the module of each factory that made one of the networks, by the factory's name."""
+        teacher = self.stage.teacher.models if self.stage.teacher is not None else ()
+        return imported_code([self.model_section.name, *(model.name for model in teacher)])
 
     def result_weights(self) -> dict[str, np.ndarray]:
         """The student's weights as they leave the stage: the moving average where there is one."""

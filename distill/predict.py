@@ -91,7 +91,7 @@ def predict(
     recipe, weights = _open_run(run, weights)
     names = read_class_names(class_names, recipe.num_classes) if class_names is not None else None
     setup_process(device)
-    model = build_model(recipe.model, recipe.num_classes)
+    model = build_model(recipe.model, recipe.num_classes, size_px=recipe.stages[-1].evaluation.crop_px)
     load_into(model, weights)
     return predict_images(model, images, recipe=recipe, top_k=top_k, names=names)
 

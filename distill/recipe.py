@@ -9,6 +9,8 @@ ones), so that it is reported on that key's line and beside every other error. I
 the key's name: "must divide ...". A field's description ends every error about it.
 """
 
+import keyword
+import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -23,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 
+from distill.errors import did_you_mean
+from distill.models.factory_names import FACTORY_PATTERN, check_factory_name, is_factory
 from distill.models.specs import SPECS, check_model_name
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,8 +37,27 @@ Triple = tuple[float, float, float]
 
 
 def _known_model(name: str) -> str:
-    check_model_name(name)
+    if is_factory(name):
+        check_factory_name(name)
+    else:
+        check_model_name(name)
     return name
+
+
+def _argument(value: object) -> object:
+    if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    received = list(value) if isinstance(value, tuple) else value
+    raise ValueError(f"must be a number, text, true or false, received {received!r}")
+
+
+def _named_arguments(arguments: dict[str, object] | None) -> dict[str, object] | None:
+    for key in arguments or {}:
+        if not key.isidentifier() or keyword.iskeyword(key):
+            raise ValueError(f"must have the names of a function's arguments as keys, received {key!r}")
+        if key == "num_classes":
+            raise ValueError("must not have num_classes, which is the recipe's own")
+    return arguments
 
 
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
@@ -51,7 +74,48 @@ def _shares(interval: tuple[float, float]) -> tuple[float, float]:
 
 Interval = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 ShareInterval = Annotated[Interval, AfterValidator(_shares)]
-TapName = Literal["stem", "stage1", "stage2", "stage3", "stage4", "embedding"]
+SERIES_TAPS = ("stem", "stage1", "stage2", "stage3", "stage4", "embedding")
+Argument = Annotated[
+    bool | int | float | str,
+    PlainValidator(_argument),
+    WithJsonSchema({"type": ["boolean", "number", "string"]}),
+]
+TapName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description=f"{', '.join(SERIES_TAPS[:-1])} or embedding; of a factory's network embedding or the name of any "
+        "layer.",
+        json_schema_extra={"examples": list(SERIES_TAPS)},
+    ),
+]
+
+
+class PlacedError(ValueError):
+    """A rule between keys that is reported at a key further in.
+
+    Args:
+        message: As of any validator.
+        path: Keys and indices from the validator's own field.
+    """
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def check_tap(model: str | None, layer: str, *path: str | int) -> None:
+    """Refuses a tap that a network of the series has not; of any other network nothing is known here.
+
+    Raises:
+        PlacedError: At `path`.
+    """
+    if model in SPECS and layer not in SERIES_TAPS:
+        raise PlacedError(
+            f"must be {', '.join(map(repr, SERIES_TAPS[:-1]))} or {SERIES_TAPS[-1]!r} of {model}, received {layer!r}."
+            f"{did_you_mean(layer, SERIES_TAPS)}",
+            *path,
+        )
 
 
 class Section(BaseModel):
@@ -69,7 +133,11 @@ class ModelSection(Section):
     name: Annotated[
         str,
         AfterValidator(_known_model),
-        Field(description="A name that `distill zoo` lists.", json_schema_extra={"enum": list(SPECS)}),
+        Field(
+            description="A name that `distill zoo` lists, or module:function, a Python function that takes num_classes "
+            "and returns a paddle.nn.Layer: images [N, 3, H, W] to logits. Its code runs.",
+            json_schema_extra={"anyOf": [{"enum": list(SPECS)}, {"pattern": FACTORY_PATTERN}]},
+        ),
     ]
     width: Annotated[float, Field(gt=0.0, le=4.0, description="Multiplier of every channel count.")] = 1.0
     stem_stride: Annotated[
@@ -78,6 +146,40 @@ class ModelSection(Section):
     ] = 4
     weights: Annotated[str | None, Field(description="Weights to start from (.safetensors or .pdparams).")] = None
     data_format: Annotated[Literal["NCHW", "NHWC"], Field(description="Operational: memory layout.")] = "NCHW"
+    arguments: Annotated[
+        dict[str, Argument] | None,
+        AfterValidator(_named_arguments),
+        Field(description="Of a factory, module:function: further keyword arguments."),
+    ] = None
+    classifier: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Of a factory's network: name of its last layer, which makes the logits. Absent: the last "
+            "nn.Linear.",
+        ),
+    ] = None
+
+    @field_validator("width", "stem_stride", "data_format")
+    @classmethod
+    def _of_the_series(cls, value: object, info: ValidationInfo) -> object:
+        name = info.data.get("name", "")
+        if is_factory(name) and info.field_name is not None and value != cls.model_fields[info.field_name].default:
+            raise ValueError(
+                f"must be left out beside the factory {name}: it means something for networks of the series alone. "
+                "What the function takes goes into model.arguments"
+            )
+        return value
+
+    @field_validator("arguments", "classifier")
+    @classmethod
+    def _of_a_factory(cls, value: object, info: ValidationInfo) -> object:
+        name = info.data.get("name")
+        if value is not None and name is not None and not is_factory(name):
+            raise ValueError(
+                f"must be left out beside {name}: it means something for a factory, module:function, alone"
+            )
+        return value
 
 
 class NormalizationSection(Section):
@@ -642,6 +744,9 @@ class Stage(Section):
             raise ValueError(
                 "must have no feature_mse beside teacher.labels: the store keeps the teacher's classes, not its maps"
             )
+        if value.feature_mse is not None and len(info.data["teacher"].models) == 1:
+            name = getattr(info.data["teacher"].models[0], "name", None)
+            check_tap(name, value.feature_mse.teacher_layer, "feature_mse", "teacher_layer")
         return value
 
     @field_validator("recalibrate_bn")
@@ -708,4 +813,21 @@ class Recipe(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"must have names that differ, received twice: {', '.join(twice)}")
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_suit_the_model(cls, value: tuple[Stage, ...], info: ValidationInfo) -> tuple[Stage, ...]:
+        if "model" not in info.data:  # it is wrong, and is reported itself
+            return value
+        name = info.data["model"].name
+        for number, stage in enumerate(value):
+            if stage.stage_lr_multipliers is not None and is_factory(name):
+                raise PlacedError(
+                    f"must be left out beside the factory {name}: only networks of the series have these stages",
+                    number,
+                    "stage_lr_multipliers",
+                )
+            if stage.loss.feature_mse is not None:
+                check_tap(name, stage.loss.feature_mse.student_layer, number, "loss", "feature_mse", "student_layer")
         return value

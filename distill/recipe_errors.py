@@ -30,6 +30,7 @@ _EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
     "bool_type": "true or false",
     "literal_error": "{expected}",
+    "dict_type": "a section, lines of `key: value`",
     "tuple_type": "a list, [...] or lines that begin with '- '",
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of {max_length}",
@@ -78,8 +79,8 @@ def problems_of(error: ValidationError, root: Node, schema: type[BaseModel] = Re
 
 
 def _problem(details: ErrorDetails, root: Node, schema: type[BaseModel]) -> Problem:
-    spot = _find(root, details["loc"], schema)
     context = details.get("ctx", {})
+    spot = _find(root, (*details["loc"], *getattr(context.get("error"), "path", ())), schema)
     match details["type"]:
         case "extra_forbidden":
             return _unknown_key(spot)

@@ -22,7 +22,7 @@ from distill.errors import RunError
 from distill.evaluate import measure, open_evaluation
 from distill.metrics import read_metrics
 from distill.models import build_model
-from distill.models.kernels import choose_kernels
+from distill.models.kernels import compute_with
 from distill.parallel import Device
 from distill.recipe import AnySource, Recipe, Stage
 from distill.rehearsal_checks import StageCheck, needs_no_teacher, teacher_bytes
@@ -259,7 +259,7 @@ def _with_any_teacher(recipe: Recipe, number: int, check: StageCheck, folder: Pa
     for place, model in enumerate(stage.teacher.models):
         if not Path(model.weights).exists():
             path = folder / f"teacher-{place}.safetensors"
-            write_weights(path, random_weights(model, recipe.num_classes, seed=place))
+            write_weights(path, random_weights(model, recipe.num_classes, seed=place, size_px=stage.view.size_px))
             model = model.model_copy(update={"weights": str(path)})
         models.append(model)
     teacher = stage.teacher.model_copy(update={"models": tuple(models)})
@@ -297,8 +297,8 @@ def _evaluation_speed(recipe: Recipe, number: int) -> float:
     """Images a second of the student, by the network that training evaluates with."""
     stage = recipe.stages[number]
     loader = open_evaluation(stage, recipe)
-    model = build_model(recipe.model, recipe.num_classes)
-    model.use_kernels(choose_kernels(recipe.model.data_format, recipe.runtime.student_kernels)[0])
+    model = build_model(recipe.model, recipe.num_classes, size_px=stage.evaluation.crop_px)
+    compute_with(model, recipe.runtime.student_kernels)
     for _ in range(2):  # the first time kernels are built
         started = time.monotonic()
         found = measure(

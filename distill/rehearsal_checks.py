@@ -13,11 +13,13 @@ from distill.data.types import UNLABELLED, UndecodableImage
 from distill.errors import DistillError, UserError
 from distill.labels.inventory import Inventory, take_inventory
 from distill.labels.manifest import label_store, missing_weights
+from distill.models import build_model
+from distill.models.factory_names import is_factory
 from distill.models.plan import plan_network, state_shapes
 from distill.models.specs import SPECS
 from distill.recipe import AnySource, ModelSection, Recipe, Stage
 from distill.stages import check_folder
-from distill.weights import read_weights, sha256_of
+from distill.weights import load_into, read_weights, sha256_of
 from distill.weights.loading import fit
 
 SAMPLED_IMAGES = 256
@@ -73,9 +75,13 @@ def check_run(
         check_folder(recipe, output, resume=resume, accept_changes=accept_changes)
     opened: dict[AnySource, Images] = {}
     checks = [_check_stage(recipe, number, opened, problems) for number in range(len(recipe.stages))]
+    size_px = recipe.stages[0].view.size_px
     if recipe.model.weights is not None:
         with _noted(problems, "model.weights"):
-            checks[0].weights.insert(0, check_weights(recipe.model, recipe.model.weights, recipe.num_classes))
+            checks[0].weights.insert(0, check_weights(recipe.model, recipe.model.weights, recipe.num_classes, size_px))
+    elif is_factory(recipe.model.name):
+        with _noted(problems, "model.name"):
+            build_model(recipe.model, recipe.num_classes, size_px=size_px)
     if problems:
         problems = list(dict.fromkeys(problems))
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
@@ -180,7 +186,7 @@ def _check_teacher(recipe: Recipe, number: int, found: StageCheck, problems: lis
             found.weights.append(f"{model.weights} is not there: all its answers are stored")
             continue
         with _noted(problems, f"{key}.models.{place}.weights"):
-            found.weights.append(check_weights(model, model.weights, recipe.num_classes))
+            found.weights.append(check_weights(model, model.weights, recipe.num_classes, stage.view.size_px))
 
 
 def needs_no_teacher(found: StageCheck) -> bool:
@@ -188,18 +194,30 @@ def needs_no_teacher(found: StageCheck) -> bool:
     return found.labels is not None and not found.labels.missing
 
 
-def check_weights(section: ModelSection, path: str, num_classes: int) -> str:
+def check_weights(section: ModelSection, path: str, num_classes: int, size_px: int) -> str:
     """What a file of weights is, where it fits.
+
+    Args:
+        section: The network.
+        path: The file.
+        num_classes: Of the classifier.
+        size_px: Side of the images that a factory's network will be given.
 
     Raises:
         UserError: It is absent, damaged, or does not fit the network.
     """
-    fit(read_weights(path), network_shapes(section, num_classes), source=path)
+    if is_factory(section.name):
+        load_into(build_model(section, num_classes, size_px=size_px), path)
+    else:
+        fit(read_weights(path), network_shapes(section, num_classes, size_px), source=path)
     return f"{path} fits {section.name}, SHA-256 {sha256_of(path)}"
 
 
-def network_shapes(section: ModelSection, num_classes: int) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a network's state."""
+def network_shapes(section: ModelSection, num_classes: int, size_px: int) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a network's state; a factory's network is built for it, see `check_weights`."""
+    if is_factory(section.name):
+        model = build_model(section, num_classes, size_px=size_px)
+        return {key: tuple(value.shape) for key, value in model.state_dict().items()}
     plan = plan_network(SPECS[section.name], num_classes, width=section.width, stem_stride=section.stem_stride)
     return state_shapes(plan)
 
@@ -207,5 +225,5 @@ def network_shapes(section: ModelSection, num_classes: int) -> dict[str, tuple[i
 def teacher_bytes(stage: Stage, num_classes: int) -> int:
     """Float32 values of all teachers."""
     models = stage.teacher.models if stage.teacher is not None else ()
-    shapes = [shape for model in models for shape in network_shapes(model, num_classes).values()]
+    shapes = [shape for model in models for shape in network_shapes(model, num_classes, stage.view.size_px).values()]
     return 4 * sum(math.prod(shape) for shape in shapes)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from distill.display import readable_bytes, readable_time
 from distill.errors import UserError
+from distill.models import build_model
+from distill.models.factory_names import is_factory
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.parallel import Device, DeviceKind, setup_process
@@ -79,6 +81,9 @@ def _answers_to_compute(stage: Stage, check: StageCheck) -> int:
 
 
 def _feature_bytes(recipe: Recipe) -> int:
+    if is_factory(recipe.model.name):
+        network = build_model(recipe.model, recipe.num_classes, size_px=recipe.stages[0].view.size_px)
+        return 4 + 4 * network.tap_channels["embedding"]
     plan = plan_network(SPECS[recipe.model.name], recipe.num_classes, width=recipe.model.width)
     return 4 + 4 * plan.tap_channels["embedding"]
 
@@ -107,8 +112,8 @@ def dry_run(
         UserError: What is wrong, all of it as far as it can be known without training.
         RunError: A rehearsed stage failed.
     """
-    checks = check_run(recipe, output, resume=resume, accept_changes=accept_changes)
     chosen = setup_process(device, seed=recipe.seed)
+    checks = check_run(recipe, output, resume=resume, accept_changes=accept_changes)
     return report(recipe, checks, rehearse(recipe, checks, chosen), output, chosen)
 
 

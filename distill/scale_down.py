@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.models.factory_names import is_factory
 from distill.recipe import (
     AnyCrop,
     AnySchedule,
@@ -56,8 +57,9 @@ class SmallData:
 def scale_down(recipe: Recipe, data: SmallData, inputs: Path) -> Recipe:
     """The recipe in small, a pure function: same stages, networks by name, losses, augmentation and schedules.
 
-    Smaller are width (`WIDTH`), epochs, batches, views and evaluation; each source becomes a part of `data`. The
-    learning rate shrinks with the global batch (Goyal et al. 2017, arXiv 1706.02677), so that training stays as stable.
+    Smaller are width (`WIDTH`; not of a factory's network), epochs, batches, views and evaluation; each source becomes
+    a part of `data`. The learning rate shrinks with the global batch (Goyal et al. 2017, arXiv 1706.02677), so that
+    training stays as stable.
     What is not at hand is left out: weights to start from, the teachers' weights and devices, their half precision.
 
     Args:
@@ -126,6 +128,9 @@ def _small_stage(stage: Stage, data: SmallData, pixels: float, weights: dict[str
 
 
 def _narrow(model: ModelSection, weights: str | None) -> ModelSection:
+    """Of a factory's network nobody knows how to make it narrow."""
+    if is_factory(model.name):
+        return model.model_copy(update={"weights": weights})
     return model.model_copy(update={"width": min(model.width, WIDTH), "weights": weights})
 
 

@@ -11,10 +11,10 @@ from distill.data.image_list import ImageFiles, open_image_list
 from distill.data.types import UNLABELLED, IntArray
 from distill.errors import RunError, UserError
 from distill.files import write_atomically
+from distill.models import FACTORY_PX
 from distill.recipe import IdxSource, ImageListSource, Recipe, TeacherModel
 from distill.scale_down import LIST, SmallData
 from distill.weights import write_weights
-from distill.weights.names import is_classifier
 
 FASHION_MNIST = Path("data/fashion-mnist")
 TRAINING_IMAGES, EVALUATION_IMAGES = 256, 128
@@ -80,12 +80,19 @@ def write_inputs(recipe: Recipe, images: SmallImages, inputs: Path) -> None:
     except OSError as error:
         raise RunError(f"cannot make {inputs}: {error.strerror}. Choose another folder with --output") from error
     images.write(inputs)
-    teachers = [m for stage in recipe.stages if stage.teacher is not None for m in stage.teacher.models]
-    for number, model in enumerate({model.weights: model for model in teachers}.values()):
-        write_weights(model.weights, random_weights(model, recipe.num_classes, seed=number))
+    teachers = {
+        model.weights: (model, stage.view.size_px)
+        for stage in recipe.stages
+        if stage.teacher is not None
+        for model in stage.teacher.models
+    }
+    for number, (model, size_px) in enumerate(teachers.values()):
+        write_weights(model.weights, random_weights(model, recipe.num_classes, seed=number, size_px=size_px))
 
 
-def random_weights(section: TeacherModel, num_classes: int, *, seed: int) -> dict[str, np.ndarray]:
+def random_weights(
+    section: TeacherModel, num_classes: int, *, seed: int, size_px: int = FACTORY_PX
+) -> dict[str, np.ndarray]:
     """Weights of a fresh network that answers noise of mean 0 and variance 1 with logits of variance 1.
 
     With the BN statistics of a fresh network (mean 0, variance 1) the activations of a deep one grow without bound.
@@ -94,23 +101,26 @@ def random_weights(section: TeacherModel, num_classes: int, *, seed: int) -> dic
         section: The network.
         num_classes: Of its classifier.
         seed: Of its weights.
+        size_px: Side of the images that a factory's network will be given.
     """
     import paddle
 
     from distill.models import build_model
 
     paddle.seed(seed)
-    model = build_model(section, num_classes)
+    model = build_model(section, num_classes, size_px=size_px)
     for layer in model.sublayers():
         if hasattr(layer, "_mean"):
             layer._momentum = 0.0  # one pass replaces what is stored
-    shape = (8, 3, 64, 64) if section.data_format == "NCHW" else (8, 64, 64, 3)
+    side = 64 if model.published_names else size_px
+    shape = (8, 3, side, side) if section.data_format == "NCHW" else (8, side, side, 3)
     noise = paddle.to_tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
     with paddle.no_grad():
         model.train()
         scale = 1.0 / float(model(noise).numpy().std())
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
-    return {name: value * np.float32(scale) if is_classifier(name) else value for name, value in weights.items()}
+    last = f"{model.classifier}."
+    return {name: value * np.float32(scale) if name.startswith(last) else value for name, value in weights.items()}
 
 
 def _of_idx(images: str, labels: str, test_images: str, test_labels: str) -> SmallData:

@@ -54,7 +54,11 @@ class Student:
         self._ema: dict[str, Tensor] = {}
         if ema_decay is not None:
             still = self.frozen | self._frozen_statistics()
-            self._ema = {name: _float32_copy(v) for name, v in model.state_dict().items() if name not in still}
+            self._ema = {
+                name: _float32_copy(value)
+                for name, value in model.state_dict().items()
+                if name not in still and paddle.is_floating_point(value)  # a network's own counters are no weights
+            }
 
     def _is_frozen(self, batch_norm: str) -> bool:
         frozen = {part for part in ("weight", "bias", "_mean", "_variance") if f"{batch_norm}.{part}" in self.frozen}
@@ -73,8 +77,10 @@ class Student:
     @property
     def trains_classifier_only(self) -> bool:
         """Whether all but the classifier is frozen, so that an image's features below it never change."""
-        classifier = f"{self.model.plan.naming.classifier}."
-        return all(name.startswith(classifier) for name, _ in self.parameters_to_train())
+        classifier = self.model.classifier
+        return classifier is not None and all(
+            name.startswith(f"{classifier}.") for name, _ in self.parameters_to_train()
+        )
 
     def parameters_to_train(self) -> list[tuple[str, Tensor]]:
         """Name and parameter of all that is not frozen, in the model's order."""
@@ -93,7 +99,23 @@ class Student:
 
     def classify(self, features: Tensor) -> dict[str, Tensor]:
         """The logits [N, C] under "logits", of the features [N, D] below the classifier (the tap "embedding")."""
-        return {"logits": getattr(self.model, self.model.plan.naming.classifier)(features)}
+        return {"logits": self.model.classify(features)}
+
+    def features_stay(self, size_px: int) -> bool:
+        """Whether training computes below the classifier what evaluation computes: not where dropout draws there.
+
+        Args:
+            size_px: Side of the noise that is tried.
+        """
+        if not self.model.draws_at_random:
+            return True
+        noise = np.random.default_rng(0).standard_normal((2, 3, size_px, size_px), dtype=np.float32)
+        answers = []
+        with paddle.no_grad():
+            for mode in (self.train_mode, self.model.eval):
+                mode()
+                answers.append(self.model.taps(paddle.to_tensor(noise), ["embedding"])["embedding"])
+        return bool(paddle.allclose(*answers, 1e-4, 1e-5))
 
     def update_ema(self) -> None:
         """After an update of the weights: ema += (1 - decay) (weights - ema). Nothing without an average.

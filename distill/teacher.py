@@ -18,10 +18,11 @@ from distill.engine import (
     relative_difference,
     with_agreement,
 )
-from distill.errors import UserError
+from distill.errors import UserError, did_you_mean
 from distill.losses.log_probabilities import log_softmax
 from distill.models import build_model
-from distill.models.kernels import choose_kernels
+from distill.models.factory_names import is_factory
+from distill.models.kernels import compute_with
 from distill.normalization import normalize
 from distill.parallel import Device
 from distill.recipe import NormalizationSection, Recipe, TeacherModel, TeacherSection
@@ -46,6 +47,7 @@ class Teacher:
     Attributes:
         identity: Name and SHA-256 of the weights' file of each network.
         tap_channels: Channels by tap; empty for several teachers.
+        vector_taps: Those that are no maps; likewise.
         engines: What computes, in which precision and how near to the plain model, of each network.
 
     Raises:
@@ -74,9 +76,10 @@ class Teacher:
         self._members: list[_Member | _EngineMember] = []
         for model in section.models:
             # The predictor has a layout of its own; a transposition inside it makes Paddle 3.3.1 fail.
-            layout = data_format if fast else model.data_format
-            model = model.model_copy(update={"data_format": layout})
-            member = _Member(model, num_classes, student_normalization, section.batch_norm)
+            if fast and not is_factory(model.name):
+                model = model.model_copy(update={"data_format": data_format})
+            member = _Member(model, num_classes, student_normalization, section.batch_norm, check_px)
+            _check_taps(taps, member.tap_channels)
             if fast and device is not None:
                 self._members.append(_EngineMember(member, taps, device, section.precision, check_px))
             else:
@@ -90,7 +93,9 @@ class Teacher:
         self._unsound: dict[str, Tensor] = {}
         self._names = [f"{model.name} ({model.weights})" for model in section.models]
         self.identity = [(model.name, sha256_of(Path(model.weights))) for model in section.models]
-        self.tap_channels: dict[str, int] = self._members[0].tap_channels if len(self._members) == 1 else {}
+        alone = self._members[0] if len(self._members) == 1 else None
+        self.tap_channels: dict[str, int] = alone.tap_channels if alone is not None else {}
+        self.vector_taps: frozenset[str] = alone.vector_taps if alone is not None else frozenset()
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """The teacher's answers, without gradient: float32, computed in its own precision whatever the student's.
@@ -171,10 +176,15 @@ class _Member:
     """One frozen network with its own normalisation."""
 
     def __init__(
-        self, section: TeacherModel, num_classes: int, student_normalization: NormalizationSection, batch_norm: str
+        self,
+        section: TeacherModel,
+        num_classes: int,
+        student_normalization: NormalizationSection,
+        batch_norm: str,
+        size_px: int,
     ) -> None:
-        self.model = build_model(section, num_classes)
-        self.tap_channels = self.model.tap_channels
+        self.model = build_model(section, num_classes, size_px=size_px)
+        self.tap_channels, self.vector_taps = self.model.tap_channels, self.model.vector_taps
         load_into(self.model, Path(section.weights))
         freeze(self.model, batch_statistics=batch_norm == "batch")
         self.normalization = section.normalization or student_normalization
@@ -184,9 +194,8 @@ class _Member:
 
     def use_fast_kernels(self) -> None:
         """Computes with oneDNN from now on, where this is a CPU that has it."""
-        kernels, _ = choose_kernels(self.model.data_format, "auto")
-        self.model.use_kernels(kernels)
-        self.description = f"eager Paddle, {kernels.description}, float32"
+        compute_with(self.model, "auto")
+        self.description = f"eager Paddle, {self.model.kernels.description}, float32"
 
     def set_precision(self, precision: Precision, taps: Sequence[str], check_px: int) -> None:
         """Computes in `precision` from now on, if that agrees with float32 on noise."""
@@ -212,7 +221,7 @@ class _Member:
 
 
 class _EngineMember:
-    """One frozen network on a fast engine, in the layout of the images that it will be given.
+    """One frozen network on a fast engine, in the network's own layout.
 
     The network itself is not kept: the engine has a copy of its weights, and a large teacher's fill a gigabyte.
     """
@@ -220,20 +229,33 @@ class _EngineMember:
     def __init__(
         self, member: _Member, taps: Sequence[str], device: Device, precision: Precision, check_px: int
     ) -> None:
-        self.tap_channels = member.tap_channels
+        self.tap_channels, self.vector_taps = member.tap_channels, member.vector_taps
+        self._data_format: str = member.model.data_format
         self._engine = open_engine(
             member.model,
             member.normalization,
             device,
             outputs=[*taps, "logits"],
             precision=precision,
-            data_format=member.model.data_format,
+            data_format=self._data_format,
             check_px=check_px,
         )
         self.description = with_agreement(self._engine.description, self._engine.largest_difference)
 
     def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
-        return {name: paddle.to_tensor(value) for name, value in self._engine(images.numpy()).items()}
+        outputs = self._engine(_relaid(images, data_format, self._data_format).numpy())
+        return {
+            name: _relaid(paddle.to_tensor(value), self._data_format, data_format) for name, value in outputs.items()
+        }
+
+
+def _check_taps(taps: Sequence[str], channels: Mapping[str, int]) -> None:
+    for tap in taps:
+        if tap not in channels:
+            raise UserError(
+                f"loss.feature_mse.teacher_layer: the teacher has no layer {tap!r} that computes one map or vector of "
+                f"each image.{did_you_mean(tap, channels)} Its last ones: {', '.join([*channels][-8:])}"
+            )
 
 
 def _count_not_finite(answers: Mapping[str, Tensor]) -> Tensor:

@@ -327,8 +327,13 @@ def announcement(
         f"{images:,} images x {stage.epochs} epochs of {steps_per_epoch} steps, on {device.kind}"
         + (f", {ranks} ranks" if (ranks := learner.world.rank.size) > 1 else "")
     ]
+    lines += [f"{name} runs the code of {file} (SHA-256 {digest})" for name, (file, digest) in learner.code().items()]
     if learner.labels is not None:
         lines += describe_labels(learner.labels.store, stage)
+    if learner.trunk is None and learner.student.trains_classifier_only:
+        lines.append(
+            "the classifier alone is trained; what is below it draws at random (dropout), so it computes in every step"
+        )
     if learner.trunk is None and device.kind == "cpu":
         slower = f", slower here, because {learner.kernels_problem}" if learner.kernels_problem is not None else ""
         lines.append(f"the student computes with {learner.student.model.kernels.description}{slower}")

@@ -101,9 +101,8 @@ class Trunk:
 
     def identity(self) -> dict[str, Any]:
         """What the features depend on besides images and view, as JSON holds it: layers, weights, what computes."""
-        plan = self._model.plan
-        classifier = f"{plan.naming.classifier}."
-        digest = hashlib.sha256(repr((plan.stem, plan.max_pool, plan.stages)).encode())
+        classifier = f"{self._model.classifier}."
+        digest = hashlib.sha256(self._model.architecture.encode())
         for name, value in self._model.state_dict().items():
             if not name.startswith(classifier):
                 array = value.numpy()

@@ -81,6 +81,19 @@ class Measurement:
         return self.weights_sha256, self.images_sha256, self.resize_short_px, self.crop_px
 
 
+def check_recordable(recipe: "Recipe") -> None:
+    """Refuses what `distill zoo` could not count.
+
+    Raises:
+        UserError: The network is none of the series.
+    """
+    if recipe.model.name not in SPECS:
+        raise UserError(
+            f"--record keeps accuracies for `distill zoo`, which counts the layers of the series alone, and "
+            f"{recipe.model.name} is none of it. Leave out --record; --json prints what was measured"
+        )
+
+
 def measurement(recipe: "Recipe", weights: Path, evaluation: "Evaluation", device: "Device") -> Measurement:
     """What `evaluate_weights` found, with all that says what it means."""
     from distill.data.sources import open_sources

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -26,6 +26,9 @@ from distill.onnx_file import check_onnx
 from distill.parallel import Device
 from distill.recipe import NormalizationSection
 from distill.weights import load_into, sha256_of, write_weights
+
+if TYPE_CHECKING:
+    from distill.models import Network
 
 REPORT = "export.json"
 CALIBRATION_BATCH = 16
@@ -55,7 +58,11 @@ class ExportedNetwork:
 
 
 def write_network(
-    model: ResNet, description: Description, inside: NormalizationSection | None, images: Sequence[np.ndarray], to: Path
+    model: "Network",
+    description: Description,
+    inside: NormalizationSection | None,
+    images: Sequence[np.ndarray],
+    to: Path,
 ) -> None:
     """Writes a network's own files into a folder.
 
@@ -75,7 +82,8 @@ def write_network(
         half = description.precision == "float16"
         write_weights(to / names[0], {k: v.astype(np.float16) if half else v for k, v in arrays.items()})
     elif description.format == "paddle":
-        _save_paddle(fold_batch_norm(model), description, inside, to)
+        # Paddle Inference folds batch normalisation itself; of a factory's network nobody knows where it is.
+        _save_paddle(fold_batch_norm(model) if isinstance(model, ResNet) else model, description, inside, to)
     else:
         network = onnx_network(
             fold_batch_norm(model),
@@ -171,7 +179,7 @@ class _FromBytes(nn.Layer):
         return self._network(normalize(planes, self._normalization, "NCHW"))
 
 
-def _save_paddle(network: ResNet, description: Description, inside: NormalizationSection | None, to: Path) -> None:
+def _save_paddle(network: "Network", description: Description, inside: NormalizationSection | None, to: Path) -> None:
     side = [description.crop_px, description.crop_px]
     layer, shape, kind = network, [None, 3, *side], "float32"
     if inside is not None:
@@ -210,7 +218,7 @@ def _open_onnx(files: Sequence[Path], description: Description, device: Device) 
 def _open_safetensors(files: Sequence[Path], description: Description, device: Device) -> tuple[Logits, str]:
     if description.normalization is None:
         raise UserError(f"{files[0]}: weights alone cannot hold the normalisation, and {FILE} states none")
-    model = build_model(description.model, description.num_classes)
+    model = build_model(description.model, description.num_classes, size_px=description.crop_px)
     load_into(model, files[0])
     engine = open_engine(model, description.normalization, device, outputs=("logits",), kind="eager")
     return lambda views: engine(views)["logits"], engine.description

@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +17,14 @@ from distill.export.description import FILE, Description, Format, StoredPrecisio
 from distill.export.files import NAMES, REPORT, open_exported, write_network
 from distill.files import cannot_write, sync_folder, temporary_name, write_atomically
 from distill.models import build_model
-from distill.models.resnet import ResNet
+from distill.models.factory_names import is_factory
 from distill.parallel import Device, setup_process
 from distill.recipe import Recipe
 from distill.report import environment, write_json
 from distill.weights import load_into, sha256_of
+
+if TYPE_CHECKING:
+    from distill.models import Network
 
 CALIBRATION_IMAGES = 512
 
@@ -96,7 +99,12 @@ def export_student(recipe: Recipe, weights: Path, output: Path, options: ExportO
     if output.exists() or output.is_symlink():
         raise UserError(f"{output} exists already: choose another folder with --output, or remove it")
     device = setup_process("cpu")
-    model = build_model(recipe.model, recipe.num_classes)
+    if options.format == "onnx" and is_factory(recipe.model.name):
+        raise UserError(
+            f"--format onnx writes the layers of the series alone, and {recipe.model.name} may have any. Use --format "
+            "paddle, which other programs can convert (paddle2onnx), or safetensors"
+        )
+    model = build_model(recipe.model, recipe.num_classes, size_px=recipe.stages[-1].evaluation.crop_px)
     load_into(model, weights)
     source = open_sources(recipe.stages[-1].evaluation.sources, recipe.num_classes)
     description = _description(recipe, options)
@@ -116,7 +124,7 @@ def export_student(recipe: Recipe, weights: Path, output: Path, options: ExportO
 
 def _write(
     folder: Path,
-    model: ResNet,
+    model: "Network",
     recipe: Recipe,
     weights: Path,
     description: Description,

@@ -119,6 +119,7 @@ def _teacher_key(model: TeacherModel, stage: Stage) -> dict[str, Any]:
         "name": model.name,
         "width": model.width,
         "stem_stride": model.stem_stride,
+        "arguments": model.arguments,
         "weights_sha256": sha256_of(model.weights) if there else UNKNOWN,
         "normalization": (model.normalization or stage.normalization).model_dump(mode="json"),
     }

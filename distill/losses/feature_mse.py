@@ -7,6 +7,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from distill.errors import UserError
+
 
 def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """Mean over all elements of (student - teacher)^2.
@@ -20,13 +22,13 @@ def feature_mse(student_features: Tensor, teacher_features: Tensor) -> Tensor:
         depend on the size of the features.
 
     Raises:
-        ValueError: The shapes differ.
+        UserError: The shapes differ.
 
     Source: Romero et al. 2015 (FitNets), arXiv 1412.6550, equation 3, there a sum and not a mean.
     """
     if list(student_features.shape) != list(teacher_features.shape):
-        raise ValueError(
-            f"the student's projected features {list(student_features.shape)} and the teacher's "
+        raise UserError(
+            f"loss.feature_mse: the student's projected features {list(student_features.shape)} and the teacher's "
             f"{list(teacher_features.shape)} must have one shape: choose layers of the same resolution"
         )
     return (student_features.astype("float32") - teacher_features.detach().astype("float32")).square().mean()

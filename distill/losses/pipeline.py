@@ -1,13 +1,13 @@
 """From a recipe's loss section to named terms and their weighted sum."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from distill.errors import did_you_mean
+from distill.errors import UserError, did_you_mean
 from distill.losses.cross_entropy import cross_entropy
 from distill.losses.dist import dist
 from distill.losses.dkd import dkd, target_classes
@@ -26,7 +26,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "feature_mse": feature_mse,
 }
 
-_VECTORS = ("embedding", "logits")  # taps [N, D]; all others are maps
+_VECTORS = frozenset({"embedding", "logits"})
+_SHOWN_LAYERS = 20
 
 Parameters = Mapping[str, float | str]
 
@@ -70,6 +71,8 @@ class DistillationLoss(nn.Layer):
             `student_layer` and `teacher_layer` instead.
         student_channels: Channels of the student's taps by name; used by feature_mse only.
         teacher_channels: The teacher's.
+        student_vectors: Which of the student's taps are no maps: [N, D] or [N, T, D].
+        teacher_vectors: Likewise, of the teacher's.
         data_format: "NCHW" or "NHWC", of maps.
 
     Attributes:
@@ -77,7 +80,8 @@ class DistillationLoss(nn.Layer):
         teacher_taps: The teacher's.
 
     Raises:
-        ValueError: A term or a layer is unknown, or a map is compared with a vector.
+        ValueError: A term is unknown.
+        UserError: A layer is unknown, or a map is compared with a vector.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class DistillationLoss(nn.Layer):
         *,
         student_channels: Mapping[str, int],
         teacher_channels: Mapping[str, int],
+        student_vectors: Set[str] = _VECTORS,
+        teacher_vectors: Set[str] = _VECTORS,
         data_format: str = "NCHW",
     ) -> None:
         super().__init__()
@@ -101,23 +107,29 @@ class DistillationLoss(nn.Layer):
         self.student_taps: tuple[str, ...] = ()
         self.teacher_taps: tuple[str, ...] = ()
         if "feature_mse" in terms:
-            self._build_projection(terms["feature_mse"], student_channels, teacher_channels, data_format)
+            vectors = student_vectors, teacher_vectors
+            self._build_projection(terms["feature_mse"], student_channels, teacher_channels, vectors, data_format)
 
     def _build_projection(
-        self, term: Parameters, student: Mapping[str, int], teacher: Mapping[str, int], data_format: str
+        self,
+        term: Parameters,
+        student: Mapping[str, int],
+        teacher: Mapping[str, int],
+        vectors: tuple[Set[str], Set[str]],
+        data_format: str,
     ) -> None:
         student_layer, teacher_layer = str(term["student_layer"]), str(term["teacher_layer"])
         for key, layer, channels in (("student", student_layer, student), ("teacher", teacher_layer, teacher)):
             if layer not in channels:
-                raise ValueError(
-                    f"loss.feature_mse.{key}_layer: the {key} has no layer {layer!r}. "
-                    f"Valid: {', '.join(channels)}.{did_you_mean(layer, channels)}"
+                raise UserError(
+                    f"loss.feature_mse.{key}_layer: the {key} has no layer {layer!r} that computes one map or vector "
+                    f"of each image. Valid: {_some(channels)}.{did_you_mean(layer, channels)}"
                 )
-        is_vector = student_layer in _VECTORS
-        if is_vector != (teacher_layer in _VECTORS):
-            raise ValueError(
+        is_vector = student_layer in vectors[0]
+        if is_vector != (teacher_layer in vectors[1]):
+            raise UserError(
                 f"loss.feature_mse compares {student_layer!r} with {teacher_layer!r}: one is a map, the other a "
-                "vector. Choose two maps (stem, stage1-4) or twice 'embedding'."
+                "vector. Choose two maps (in the series stem, stage1-4) or two vectors (embedding)"
             )
         self.projection = Projection(
             student[student_layer], teacher[teacher_layer], 1 if is_vector or data_format == "NCHW" else -1
@@ -169,3 +181,9 @@ class DistillationLoss(nn.Layer):
         """
         weighted = [self._weights[name] * value for name, value in terms.items()]
         return sum(weighted[1:], start=weighted[0])
+
+
+def _some(names: Iterable[str]) -> str:
+    """Names for a message: all of a few, the last of many."""
+    listed = list(names)
+    return ", ".join(listed if len(listed) <= _SHOWN_LAYERS else ["...", *listed[-_SHOWN_LAYERS:]])

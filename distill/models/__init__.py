@@ -1,18 +1,24 @@
-"""The networks of the ResNet, ResNet_vd and ResNeXt101_wsl series."""
+"""The networks of the ResNet, ResNet_vd and ResNeXt101_wsl series, and those that a Python function makes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from distill.models.factory_names import is_factory
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS, check_model_name
 
 if TYPE_CHECKING:
+    from distill.models.factory import FactoryNetwork
     from distill.models.resnet import ResNet
     from distill.recipe import ModelSection
 
+    Network = ResNet | FactoryNetwork
+
 __all__ = ["build_model", "create_model", "model_names"]
+
+FACTORY_PX = 64
 
 
 def model_names() -> list[str]:
@@ -59,9 +65,33 @@ def create_model(
 
 
 def build_model(
-    section: ModelSection, num_classes: int, *, stage_lr_multipliers: Sequence[float] | None = None
-) -> ResNet:
-    """`create_model` for the network that a section of a recipe states; its weights are not loaded."""
+    section: ModelSection,
+    num_classes: int,
+    *,
+    stage_lr_multipliers: Sequence[float] | None = None,
+    size_px: int = FACTORY_PX,
+) -> Network:
+    """The network that a section of a recipe states, with fresh weights; see `create_model`.
+
+    Args:
+        section: Names a network of the series or a factory, whose module is imported here.
+        num_classes: Outputs, >= 1.
+        stage_lr_multipliers: As for `create_model`; of a network of the series only.
+        size_px: Side of the images that it will be given: a factory's network is tried on such noise.
+
+    Raises:
+        UserError: The factory does not make such a network; see `distill.models.factory`.
+    """
+    if is_factory(section.name):
+        from distill.models.factory import build_factory_network
+
+        return build_factory_network(
+            section.name,
+            num_classes,
+            arguments=section.arguments or {},
+            classifier=section.classifier,
+            size_px=size_px,
+        )
     return create_model(
         section.name,
         num_classes,

@@ -1,7 +1,7 @@
 """What computes the layers of a network: Paddle's own kernels, or on a CPU the oneDNN of its wheel."""
 
 import functools
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import paddle
 from paddle import Tensor, nn
@@ -9,6 +9,9 @@ from paddle.nn import functional
 
 from distill.errors import RunError
 from distill.models.plan import ConvPlan
+
+if TYPE_CHECKING:
+    from distill.models import Network
 
 KernelChoice = Literal["auto", "onednn", "paddle"]
 
@@ -153,6 +156,25 @@ def check_onednn() -> str:
     if not paddle.get_device().startswith("cpu"):
         raise RunError(f"oneDNN computes on a CPU, and this process on {paddle.get_device()}")
     return compare_with_paddle()
+
+
+def compute_with(network: "Network", choice: KernelChoice) -> str | None:
+    """Has a network compute with the kernels of `choose_kernels`, where it can compute with others than its own.
+
+    Returns:
+        Why "auto" did not take oneDNN on a CPU; None otherwise.
+
+    Raises:
+        RunError: As `choose_kernels`.
+    """
+    if network.published_names:
+        kernels, problem = choose_kernels(network.data_format, choice)
+        network.use_kernels(kernels)
+        return problem
+    reason = "a network of your own calls Paddle itself, and oneDNN computes the layers of the series alone"
+    if choice == "onednn":
+        raise RunError(f"runtime.student_kernels onednn: {reason}. Use auto or paddle")
+    return reason if choice == "auto" and paddle.get_device().startswith("cpu") else None
 
 
 def choose_kernels(data_format: str, choice: KernelChoice) -> tuple[Kernels, str | None]:

@@ -141,10 +141,31 @@ class ResNet(nn.Layer):
         weight = paddle.ParamAttr(initializer=nn.initializer.Uniform(-bound, bound))
         self.add_sublayer(plan.naming.classifier, nn.Linear(inputs, plan.num_classes, weight_attr=weight))
 
+    published_names = True
+    """Its weights are read under any of the published names."""
+    draws_at_random = False
+    """In training mode."""
+    vector_taps = frozenset({"embedding", "logits"})
+    """Those that are no maps."""
+
     @property
     def tap_channels(self) -> dict[str, int]:
         """Channels of every tap by name: "stem", "stage1" to "stage4", "embedding", "logits"."""
         return self.plan.tap_channels
+
+    @property
+    def classifier(self) -> str:
+        """Name of the layer that makes logits of the embedding."""
+        return self.plan.naming.classifier
+
+    @property
+    def architecture(self) -> str:
+        """What it computes besides its weights and its classifier."""
+        return repr((self.plan.stem, self.plan.max_pool, self.plan.stages))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The logits [N, C] of the tap "embedding" [N, D]."""
+        return getattr(self, self.classifier)(features)
 
     def use_kernels(self, kernels: Kernels) -> None:
         """Computes every layer but the classifier with other kernels; weights, answers and taps keep their layout."""
@@ -190,8 +211,7 @@ class ResNet(nn.Layer):
             (f"stage{number}", functools.partial(self._stage, blocks))
             for number, blocks in enumerate(self.plan.stages, 1)
         ]
-        classifier = getattr(self, self.plan.naming.classifier)
-        return [("stem", self._stem), *stages, ("embedding", self.kernels.mean), ("logits", classifier)]
+        return [("stem", self._stem), *stages, ("embedding", self.kernels.mean), ("logits", self.classify)]
 
     def _stem(self, images: Tensor) -> Tensor:
         for conv in self.plan.stem:

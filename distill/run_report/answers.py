@@ -103,7 +103,7 @@ def ask(recipe: Recipe, weights: Path, device: Device, *, at_most: int, names: l
     stage = recipe.stages[-1]
     source = open_sources(stage.evaluation.sources, recipe.num_classes)
     names = names or class_names(recipe)
-    model = build_model(recipe.model, recipe.num_classes)
+    model = build_model(recipe.model, recipe.num_classes, size_px=stage.evaluation.crop_px)
     load_into(model, weights)
     model.eval()
     teacher = _open_teacher(recipe, device)

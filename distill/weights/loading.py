@@ -24,7 +24,8 @@ def load_into(model: "Layer", path: Path | str, *, allow_other_classes: bool = F
 
     Every array of the model must be in the file with its shape, under its own name or that of another
     naming style of the series (see `distill.weights.names`), and every array of the file must be used;
-    otherwise the model is left as it was.
+    otherwise the model is left as it was. A network that a factory made takes its own names alone, see
+    `fit_own_names`.
 
     Args:
         model: a network of `distill.models`.
@@ -36,6 +37,11 @@ def load_into(model: "Layer", path: Path | str, *, allow_other_classes: bool = F
         UserError: the file cannot be read, or does not fit; the message lists what does not.
     """
     own = model.state_dict()
+    if not model.published_names:
+        state = {key: (tuple(value.shape), value.numpy().dtype) for key, value in own.items()}
+        arrays = fit_own_names(read_weights(path), state, source=str(path), network=model.name)
+        model.set_state_dict({key: _as_tensor(value) for key, value in arrays.items()})
+        return
     shapes = {key: tuple(value.shape) for key, value in own.items()}
     arrays = fit(read_weights(path), shapes, source=str(path), allow_other_classes=allow_other_classes)
     kept = own.keys() - arrays.keys()
@@ -81,6 +87,54 @@ def fit(
             f"{hint}. Check model.name, model.width, model.stem_stride and num_classes."
         )
     return {key: value.astype(np.float32, copy=False) for key, value in renamed.items()}
+
+
+def fit_own_names(
+    arrays: Mapping[str, np.ndarray],
+    state: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    *,
+    source: str,
+    network: str,
+) -> dict[str, np.ndarray]:
+    """Checks that a file's arrays fit a network that a factory made: same names and shapes, none more, none less.
+
+    Args:
+        arrays: what the file holds.
+        state: the network's shapes and types by key.
+        source: the file's name, for the message.
+        network: the factory's name, likewise.
+
+    Returns:
+        the arrays in the network's types; numbers of another kind (whole, floating point) are not converted.
+
+    Raises:
+        UserError: see `load_into`.
+    """
+    problems = [
+        *_listed("missing in the file", sorted(state.keys() - arrays.keys())),
+        *_listed("in the file, not in the network", sorted(arrays.keys() - state.keys())),
+        *_listed("unlike the network", list(_own_mismatches(arrays, state))),
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise UserError(
+            f"{source} does not fit the network of {network} ({len(state)} arrays):\n  {lines}\n"
+            "The names are taken as they are. Check model.arguments and num_classes"
+        )
+    return {key: arrays[key].astype(dtype, copy=False) for key, (_, dtype) in state.items()}
+
+
+def _own_mismatches(
+    arrays: Mapping[str, np.ndarray], state: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+) -> Iterable[str]:
+    for key in state.keys() & arrays.keys():
+        (shape, dtype), array = state[key], arrays[key]
+        if array.shape != shape:
+            yield f"{key} (expected {list(shape)}, received {list(array.shape)})"
+        elif array.dtype.kind != dtype.kind:
+            yield f"{key} (expected {dtype}, received {array.dtype})"
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{key} (holds NaN or infinity)"
 
 
 def _naming_hint(arrays: Mapping[str, np.ndarray]) -> str:

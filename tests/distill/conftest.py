@@ -1,3 +1,5 @@
+import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,48 @@ def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = create_model("ResNet18_vd", 10, width=0.125)
     write_weights(path, {name: value.numpy() for name, value in model.state_dict().items()})
     return path
+
+
+OWN_NETWORKS = """\
+import paddle
+from paddle import nn
+from paddle.nn import functional
+
+
+class Net(nn.Layer):
+    def __init__(self, num_classes, width, dropout):
+        super().__init__()
+        self.stem = nn.Conv2D(3, width, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2D(width)
+        self.body = nn.Sequential(nn.Conv2D(width, 2 * width, 3, stride=2, padding=1), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(2 * width, num_classes)
+        self.register_buffer("steps", paddle.zeros([1], dtype="int64"))
+
+    def forward(self, images):
+        maps = self.body(functional.relu(self.norm(self.stem(images))))
+        vectors = maps.mean([2, 3]).reshape([maps.shape[0], -1])  # as many people write it
+        return self.head(self.dropout(vectors))
+
+
+def tiny(num_classes, width=4, dropout=0.0):
+    return Net(num_classes, width, dropout)
+"""
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes a module of a user's own into the current folder, a temporary one; returns its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(text: str = OWN_NETWORKS) -> str:
+        name = f"own_networks_{next(_numbers)}"  # Python imports a module once a process
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import UserError
+from distill.models.specs import SPECS
 from distill.recipe import Recipe, Stage
 from distill.recipe_file import parse_recipe, resolved_yaml
 
@@ -26,7 +27,7 @@ def line_of(fragment):
 
 
 KL = "  kl: {weight: 1.0, temperature: 2.0}"
-MODELS = list(Recipe.model_json_schema()["$defs"]["ModelSection"]["properties"]["name"]["enum"])
+MODELS = list(SPECS)
 
 
 @pytest.mark.parametrize(
@@ -310,3 +311,60 @@ def test_all_errors_come_at_once_in_the_order_of_the_lines():
 
 def test_every_key_of_a_stage_but_its_name_may_stand_at_the_top():
     assert set(Stage.model_fields) & set(Recipe.model_fields) == {"name"}
+
+
+SERIES = "name: ResNet18, width: 0.25, stem_stride: 1"
+OWN = "name: mynets:tiny, arguments: {depth: 3, act: relu, scale: 0.5, bias: true}"
+
+
+def test_a_factory_takes_arguments_and_a_classifier_and_any_layer_of_its_network():
+    text = EXAMPLE.replace(SERIES, f"{OWN}, classifier: head.2")
+    maps = "{weight: 1, student_layer: a.0, teacher_layer: stage2}"
+    recipe = parse_recipe(text, "r.yaml", [f"stages.distill.loss.feature_mse={maps}"])
+    assert recipe.model.arguments == {"depth": 3, "act": "relu", "scale": 0.5, "bias": True}
+    assert [type(value) for value in recipe.model.arguments.values()] == [int, str, float, bool]
+    assert parse_recipe(resolved_yaml(recipe), "resolved.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("name: mynets:tiny, width: 0.5", "model.width must be left out beside the factory mynets:tiny: it means"),
+        ("name: mynets:tiny, stem_stride: 1", "model.stem_stride must be left out beside the factory mynets:tiny"),
+        ("name: mynets:tiny, data_format: NHWC", "model.data_format must be left out beside the factory mynets:tiny"),
+        ("name: ResNet18, arguments: {a: 1}", "model.arguments must be left out beside ResNet18"),
+        ("name: ResNet18, classifier: fc", "model.classifier must be left out beside ResNet18"),
+        ("name: mynets.py:tiny", "model.name must name the module, not its file: mynets:tiny"),
+        ("name: os:system", "model.name must not be of a module of Python itself, received 'os:system'"),
+        ("name: 'mynets:'", "model.name must be a name that `distill zoo` lists or module:function"),
+        ("name: a:b, arguments: {num_classes: 3}", "model.arguments must not have num_classes"),
+        ("name: a:b, arguments: {'x y': 3}", "model.arguments must have the names of a function's arguments as keys"),
+        ("name: a:b, arguments: {lambda: 3}", "model.arguments must have the names of a function's arguments as keys"),
+        ("name: a:b, arguments: {x: [1]}", "model.arguments.x must be a number, text, true or false, received [1]"),
+        ("name: a:b, arguments: {x: .nan}", "model.arguments.x must be a number, text, true or false, received nan"),
+        ("name: a:b, arguments: 3", "model.arguments must be a section, lines of `key: value`, received 3"),
+        ("name: a:b, classifier: ''", "model.classifier must be text that is not empty, received ''"),
+    ],
+)
+def test_what_does_not_go_with_a_factory_or_without(model, expected):
+    (error,) = errors((SERIES, model))
+    assert error.startswith(expected)
+    assert f"(r.yaml, line {line_of('model:')})" in error
+
+
+def test_what_stages_and_layers_the_series_has_is_told_at_the_key():
+    multipliers = "    epochs: 2\n    stage_lr_multipliers: [0, 0, 0, 0, 1]"
+    text = EXAMPLE.replace(SERIES, OWN).replace("    epochs: 2", multipliers)
+    with pytest.raises(UserError) as error:
+        parse_recipe(text, "r.yaml")
+    assert str(error.value) == (
+        "stages.finetune.stage_lr_multipliers must be left out beside the factory mynets:tiny: only networks of the "
+        f"series have these stages (r.yaml, line {line_of('    epochs: 2') + 1})."
+    )
+    for student, teacher, wrong in (("stage5", "stage4", "student"), ("stage4", "stage5", "teacher")):
+        maps = f"{KL}\n  feature_mse: {{weight: 1, student_layer: {student}, teacher_layer: {teacher}}}"
+        with pytest.raises(UserError) as error:
+            parse_recipe(EXAMPLE.replace(KL, maps).replace("kl: null", "kl: null\n      feature_mse: null"), "r.yaml")
+        assert f"loss.feature_mse.{wrong}_layer must be 'stem', 'stage1', " in str(error.value)
+        assert "received 'stage5'. Did you mean 'stage4'?" in str(error.value)
+        assert f"(r.yaml, line {line_of(KL) + 1})" in str(error.value)

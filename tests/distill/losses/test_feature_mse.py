@@ -2,6 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
+from distill.errors import UserError
 from distill.losses.feature_mse import Projection, feature_mse
 
 
@@ -28,7 +29,7 @@ def test_the_teacher_gets_no_gradient() -> None:
 
 
 def test_refuses_features_of_another_resolution() -> None:
-    with pytest.raises(ValueError, match="choose layers of the same resolution"):
+    with pytest.raises(UserError, match="choose layers of the same resolution"):
         feature_mse(paddle.zeros([2, 3, 4, 4]), paddle.zeros([2, 3, 2, 2]))
 
 

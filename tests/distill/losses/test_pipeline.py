@@ -2,6 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
+from distill.errors import UserError
 from distill.losses.cross_entropy import cross_entropy
 from distill.losses.dkd import dkd
 from distill.losses.kl import kl
@@ -119,9 +120,9 @@ def test_features_in_nhwc_give_the_same_value(student, teacher, layers: tuple[st
 def test_errors_say_what_is_valid(student) -> None:
     with pytest.raises(ValueError, match=r"unknown loss term 'jensen_shanon'.*Did you mean 'jensen_shannon'"):
         build({"jensen_shanon": {"weight": 1.0}})
-    with pytest.raises(ValueError, match=r"feature_mse.teacher_layer: the teacher has no layer 'stage5'.*stage4"):
+    with pytest.raises(UserError, match=r"feature_mse.teacher_layer: the teacher has no layer 'stage5'.*stage4"):
         build({"feature_mse": {"weight": 1.0, "student_layer": "stage4", "teacher_layer": "stage5"}})
-    with pytest.raises(ValueError, match="one is a map, the other a vector"):
+    with pytest.raises(UserError, match="one is a map, the other a vector"):
         build({"feature_mse": {"weight": 1.0, "student_layer": "stage4", "teacher_layer": "embedding"}})
     with pytest.raises(ValueError, match=r"loss.kl compares with a teacher"):
         build({"kl": EVERY_TERM["kl"]})(student, None, Targets.of_batch(LABELS))
