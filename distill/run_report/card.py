@@ -15,6 +15,7 @@ from distill.benchmark.count import multiply_accumulates, parameters
 from distill.display import readable_time
 from distill.errors import UserError
 from distill.files import write_atomically
+from distill.models.factory_names import is_factory
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.recipe import Recipe, Stage
@@ -70,6 +71,7 @@ def render_card(run: Path) -> str:
         student_sha256=sha256_of(student),
         recipe_sha256=sha256_of(run / "recipe.yaml"),
         size=_size(recipe),
+        factory=_factory(recipe),
         results=list(facts.result.items()),
         average={stage.name: stage.ema_decay for stage in recipe.stages},
         data=_data(recipe, inputs),
@@ -128,6 +130,16 @@ def _size(recipe: Recipe) -> tuple[int, int] | None:
         return None
     plan = plan_network(SPECS[model.name], recipe.num_classes, width=model.width, stem_stride=model.stem_stride)
     return parameters(plan), multiply_accumulates(plan, recipe.stages[-1].evaluation.crop_px)
+
+
+def _factory(recipe: Recipe) -> dict[str, str] | None:
+    """How to call the function that makes the network; None of a network of the series."""
+    if not is_factory(recipe.model.name):
+        return None
+    module, function = recipe.model.name.split(":")
+    arguments = {"num_classes": recipe.num_classes, **(recipe.model.arguments or {})}
+    call = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return {"module": module, "function": function, "call": call}
 
 
 def _data(recipe: Recipe, inputs: Mapping[str, Any]) -> list[dict[str, Any]]:

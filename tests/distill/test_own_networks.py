@@ -251,6 +251,20 @@ def finished(own, tmp_path):
     return tmp_path / "run", images
 
 
+def test_its_card_says_how_to_load_it_without_this_project(finished, own, monkeypatch):
+    run, _ = finished
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "import onnxruntime" not in card
+    assert "--format onnx" not in card
+    code = card.rpartition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(run)
+    found = {"images": np.zeros((1, 3, 28, 28), np.float32)}
+    exec(code, found)
+    assert f"from {own.name.partition(':')[0]} import tiny" in code
+    assert "tiny(num_classes=10, width=4)" in code
+    assert found["logits"].shape == (1, 10)
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_it_is_exported_for_paddle_inference(finished, tmp_path, monkeypatch, inside):
     run, images = finished
