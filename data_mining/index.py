@@ -9,7 +9,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from data_mining.executors import map_shards
 from data_mining.pixels import perceptual_hash, pixels_sha256
+from data_mining.reading import Requests, in_time, read_noted
 from data_mining.recipe import MiningRecipe
 from data_mining.shards import POOL, Shard, check_unchanged, members_path, set_names, shards_of, to_do
 from data_mining.tars import Member, tar_members
@@ -27,7 +27,6 @@ from distill.data.decode import decode_image
 from distill.data.image_list import read_encoded
 from distill.data.tar_member import member_path
 from distill.data.types import Image, IntArray, UndecodableImage
-from distill.data.watch import StuckReading, reading, slowest_reading, watched
 from distill.errors import RunError, UserError
 
 STAGE = "index"
@@ -46,9 +45,6 @@ SCHEMA = pa.schema(
     ]
 )
 FAILURES = pa.schema([("path", pa.string()), ("tar", pa.string()), ("reason", pa.string())])
-
-READ_TIMEOUT_SECONDS = 600.0
-"""A file whose reading takes longer ends the run."""
 
 _OPEN_TARS = 64
 
@@ -114,6 +110,7 @@ class Reader:
         self._shards = {shard.path: shard for shard in shards if shard.kind == "tar"}
         self._open: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
+        self._requests = Requests()
 
     def __enter__(self) -> Self:
         return self
@@ -127,10 +124,11 @@ class Reader:
 
         Raises:
             RunError: It has vanished, or is shorter than when it was indexed.
+            StuckReading: Its reading hangs.
         """
         name = path if tar is None else f"{tar}: {path}"
         try:
-            data = read_encoded(os.fsencode(path)) if tar is None else self._read_tar(tar, size, offset)
+            data = self._requests.read(name, functools.partial(self._read, path, tar, offset, size))
         except OSError as error:
             raise RunError(f"{name} was indexed but cannot be read now: {error.strerror}. Put it back") from error
         if len(data) != size:
@@ -147,6 +145,9 @@ class Reader:
             return decode_image(self.encoded(path, tar, offset, size), path if tar is None else f"{tar}: {path}")
         except UndecodableImage as error:
             raise RunError(f"{error}; it could be decoded when it was indexed. Run again") from error
+
+    def _read(self, path: str, tar: str | None, offset: int, size: int) -> bytes:
+        return read_encoded(os.fsencode(path)) if tar is None else self._read_tar(tar, size, offset)
 
     def _read_tar(self, tar: str, size: int, offset: int) -> bytes:
         with self._lock:  # or another thread could close the tar that we are about to read
@@ -201,47 +202,21 @@ def index_shard(root: Path, shard: Shard) -> None:
     check_unchanged(shard)
     failures: list[tuple[str, str | None, str]] = []
     members = list(_members(workspace, shard, failures))
-    encoded = _read_in_time(members)
+    encoded = in_time(map(_read_listed, members))
     rows = [row for row in map(functools.partial(_row, failures), members, encoded) if row]
     check_unchanged(shard)  # it may have been cut off while we read it
     write_table(failures_path(workspace, shard), _table(failures, FAILURES))
     write_table(index_path(workspace, shard), _table(rows, SCHEMA))
 
 
-@dataclass(frozen=True)
-class _Names:
-    """What messages call the members."""
-
-    members: Sequence[Member]
-
-    def name(self, index: int) -> str:
-        """As in `distill.data.types.ImageSource`."""
-        member = self.members[index]
-        return member.path if member.tar is None else f"{member.tar}: {member.path}"
-
-
-def _read_in_time(members: Sequence[Member]) -> Iterator[bytes | UndecodableImage]:
-    """The members' bytes in order, each read in time, or the reason why there are none.
-
-    Raises:
-        StuckReading: A reading hangs, on a dead network disk say; names the file.
-    """
-
-    def read(number: int) -> bytes | UndecodableImage:
-        try:
-            with reading(_Names(members), number):
-                _check_name(members[number])
-                return _read_member(members[number])
-        except UndecodableImage as error:
-            return error
-
+def _read_listed(member: Member) -> bytes | UndecodableImage:
+    """A member's bytes, or the reason why there are none."""
+    name = member.path if member.tar is None else f"{member.tar}: {member.path}"
     try:
-        yield from watched(map(read, range(len(members))), READ_TIMEOUT_SECONDS)
-    except StuckReading:
-        raise StuckReading(
-            f"no image for {READ_TIMEOUT_SECONDS:g} s. The file being read: {slowest_reading()}. Check the disk or the "
-            "network behind it; the finished shards are kept, run again to go on"
-        ) from None
+        _check_name(member)
+        return read_noted(name, functools.partial(_read_member, member))
+    except UndecodableImage as error:
+        return error
 
 
 def _row(

@@ -9,6 +9,7 @@ Scores are the same bits on any CPU of a kind, for any number of workers and thr
 computes in another order: its scores differ by some 1e-5.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -331,7 +332,7 @@ def _answers(workspace: Workspace, recipe: MiningRecipe, engine: "Engine", job: 
     forms = ALTERATIONS if job.altered else 1
     size = max(1, recipe.runtime.batch_size // forms)
     batches = [table.slice(first, size).to_pylist() for first in range(0, len(table), size)]
-    with Reader([job.shard]) as reader, ThreadPoolExecutor(threads_per_worker(recipe.runtime)) as pool:
+    with Reader([job.shard]) as reader, _threads(threads_per_worker(recipe.runtime)) as pool:
         views = functools.partial(_views, reader, recipe, job)
         reading: list[Future[list[Image]]] = []
         for number in range(len(batches) + 1):
@@ -341,6 +342,18 @@ def _answers(workspace: Workspace, recipe: MiningRecipe, engine: "Engine", job: 
                 answers = engine(np.stack(images))
                 _check_finite(answers, [row for row in batches[number - 1] for _ in range(forms)])
                 yield answers
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that an error does not wait for: what is still to be read may lie on the same dead disk."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _views(reader: Reader, recipe: MiningRecipe, job: Job, row: dict[str, Any]) -> list[Image]:

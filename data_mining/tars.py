@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from data_mining.reading import in_time, noted
 from data_mining.shards import printable
 from distill.data.class_folders import IMAGE_SUFFIXES
 from distill.data.types import UNLABELLED
@@ -39,26 +40,37 @@ def tar_members(path: str, failures: list[tuple[str, str | None, str]]) -> list[
         path: The tar.
         failures: Gets a row for each member that is no plain file, and for a damaged or truncated tar: what
             lies after the damage is lost, what lies before it is used.
+
+    Raises:
+        StuckReading: Its reading hangs.
     """
     found: list[Member] = []
     labels: dict[str, int] = {}
     try:
-        with _TarFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in _forwards(tar, os.path.getsize(path)):
-                name = printable(os.fsencode(member.name))
-                suffix = os.path.splitext(name)[1].lower()
-                if suffix == ".cls" and member.isreg():
-                    labels[_stem(name)] = _label(tar, member)
-                elif suffix in IMAGE_SUFFIXES and not member.isdir():
-                    if member.isreg() and not member.issparse():
-                        found.append(Member(name, path, member.offset_data, member.size, UNLABELLED))
-                    else:
-                        failures.append((name, path, "a link, or a sparse file, inside a tar"))
-            _check_end(path, tar.offset)
+        for name, member, label in in_time(noted(path, _entries(path))):
+            if label is not None:
+                labels[_stem(name)] = label
+            elif member.isreg() and not member.issparse():
+                found.append(Member(name, path, member.offset_data, member.size, UNLABELLED))
+            else:
+                failures.append((name, path, "a link, or a sparse file, inside a tar"))
     except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         failures.append(("", path, f"the tar is damaged or truncated, members are lost: {error}"))
         found = [member for member in found if member.offset + member.size <= os.path.getsize(path)]
     return [Member(m.path, m.tar, m.offset, m.size, labels.get(_stem(m.path), UNLABELLED)) for m in found]
+
+
+def _entries(path: str) -> Iterator[tuple[str, tarfile.TarInfo, int | None]]:
+    """Name and header of each image and each label, with what the label says."""
+    with _TarFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in _forwards(tar, os.path.getsize(path)):
+            name = printable(os.fsencode(member.name))
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix == ".cls" and member.isreg():
+                yield name, member, _label(tar, member)
+            elif suffix in IMAGE_SUFFIXES and not member.isdir():
+                yield name, member, None
+        _check_end(path, tar.offset)
 
 
 class _TarFile(io.FileIO):

@@ -24,7 +24,7 @@ from distill.data.sources import Images
 from distill.data.types import FloatArray, IntArray, KnownFeatures
 from distill.display import readable_bytes
 from distill.errors import RunError
-from distill.files import write_atomically
+from distill.files import write_all, write_atomically
 from distill.recipe import CenterCrop, EvaluationSection, Stage, ViewSection
 
 FORMAT = 1
@@ -96,9 +96,7 @@ class FeatureStore:
             try:
                 for index, row in zip(indices.tolist(), values.astype("<f4"), strict=True):
                     data = row.tobytes()
-                    written = os.pwrite(descriptor, _check(data, index) + data, index * self.record_bytes)
-                    if written < self.record_bytes:
-                        raise OSError(0, "the file system took a part of a record only")
+                    write_all(descriptor, _check(data, index) + data, index * self.record_bytes)
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -52,6 +52,14 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """Writes at a place of an open file; the system may take less at once, as where the disk is about to be full."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until the folder's entries are on the disk: a rename is durable only after that."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

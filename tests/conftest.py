@@ -2,8 +2,12 @@
 
 import contextlib
 import gzip
+import http.server
 import resource
+import ssl
 import struct
+import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from distill import download
 from distill.parallel import setup_process
 
 # The same examples on every machine, so that a test fails for everybody or for nobody; look for new ones with
@@ -112,3 +117,98 @@ def small_files_only():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of some kB, and makes it larger; where root may."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size_kb, *options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size_kb}k", *options]), "none", str(folder)]
+        done = subprocess.run(command, capture_output=True)
+        if done.returncode:
+            pytest.skip("mounting a small file system takes root; the limit on a file's size is tested anyway")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True)
+
+
+# --- downloads ------------------------------------------------------------------------------------
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append(dict(self.headers))
+        if server.redirect_to:
+            self.send_response(302)
+            self.send_header("Location", server.redirect_to)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        start = 0
+        wanted = self.headers.get("Range")
+        if wanted and server.ranges and self.headers.get("If-Range") == server.etag:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if start > len(content) or (wanted and server.refuses_ranges):
+            self.send_error(416)
+            return
+        body = content[start:]
+        self.send_response(206 if start else 200)
+        if server.tells_length:
+            self.send_header("Content-Length", str(len(body) + server.missing_bytes))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        if server.etag:
+            self.send_header("ETag", server.etag)
+        self.end_headers()
+        cut = server.cuts.pop(0) if server.cuts else None
+        self.wfile.write(body[:cut])
+        if cut is not None or server.missing_bytes or not server.tells_length:
+            self.close_connection = True
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem"
+    try:
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl, which makes the server's certificate, is not installed")
+    return folder
+
+
+@pytest.fixture
+def https_server(certificate, monkeypatch):
+    """At https://localhost:{server_port}: serves `files`, content by path, with the faults that its attributes set."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "_PAUSE_SECONDS", 0.0)
+    httpd = http.server.ThreadingHTTPServer(("localhost", 0), _Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+    httpd.files, httpd.etag, httpd.ranges, httpd.tells_length = {}, '"one"', True, True
+    httpd.cuts, httpd.requests, httpd.missing_bytes, httpd.redirect_to = [], [], 0, None
+    httpd.refuses_ranges = False
+    httpd.handle_error = lambda *_: None  # a client that hangs up is part of the tests
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield httpd
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()

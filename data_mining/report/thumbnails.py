@@ -13,6 +13,7 @@ from data_mining.report.summary import ImageRef
 from data_mining.shards import shards_of
 from data_mining.workspace import Workspace, read_table
 from distill.data.types import Image
+from distill.data.watch import StuckReading
 from distill.errors import RunError
 
 SIDE_PX = 144
@@ -49,9 +50,15 @@ class Thumbnails:
         self._reader.__exit__(*error)
 
     def url(self, image: ImageRef) -> str:
-        """A data URL of the image, at most SIDE_PX wide and high."""
+        """A data URL of the image, at most SIDE_PX wide and high.
+
+        Raises:
+            StuckReading: Its reading hangs.
+        """
         try:
             return encode_thumbnail(self._reader.image(**_renamed(self.place(image.set_name, image.image))))
+        except StuckReading:
+            raise
         except RunError:
             return MISSING
 

@@ -27,6 +27,7 @@ from distill.data.sources import open_sources
 from distill.data.types import Batch
 from distill.display import Display
 from distill.errors import UserError
+from distill.files import cannot_write
 from distill.labels.inventory import describe_labels
 from distill.labels.manifest import open_labels
 from distill.labels.store import LabelStore
@@ -196,7 +197,11 @@ class Claims:
         self._path = folder / "claims"
 
     def __enter__(self) -> Self:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        """Raises RunError where their file cannot be made."""
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from distill.data.types import IntArray, LabelSlot
 from distill.errors import RunError
-from distill.files import cannot_write, locked, sync_folder, write_atomically
+from distill.files import cannot_write, locked, sync_folder, write_all, write_atomically
 from distill.labels.records import FORMAT, Layout, Rows, Status, status_of, with_checks
 
 BLOCK_POSITIONS = 4096
@@ -267,7 +267,7 @@ class LabelStore:
                 return
             merged = np.where(whole[:, None], there, rows)
             at = _HEADER_BYTES + (begin - shard.first) * self.layout.record_bytes
-            _write_all(descriptor, merged.astype("<u2").tobytes(), at)
+            write_all(descriptor, merged.astype("<u2").tobytes(), at)
             count = int.from_bytes(os.pread(descriptor, 8, _COUNT_AT), "little") + int(np.sum(~present))
             self._settle(shard, descriptor, count)
 
@@ -354,10 +354,3 @@ def _map_sealed(path: Path, _modified_ns: int, size: int, words: int) -> Rows:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

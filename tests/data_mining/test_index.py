@@ -229,12 +229,12 @@ def test_a_reading_that_hangs_is_named_in_time(tmp_path, recipe_of, pool, worker
     recipe = recipe_of(pool, runtime={"workers": workers})
     code = f"""
 import sys, time
-from data_mining import index
+from data_mining import index, reading
 from data_mining.recipe import MiningRecipe
 from data_mining.workspace import Workspace
 from distill.command_line import run_command
 
-index.READ_TIMEOUT_SECONDS = 1.0
+reading.READ_TIMEOUT_SECONDS = 1.0
 plain = index._read_member
 index._read_member = lambda member: time.sleep(3600) if member.path.endswith("b/1.png") else plain(member)
 

@@ -43,42 +43,6 @@ cli.main(sys.argv[2:])
 """A run that is killed at its n-th rename, which is where a file becomes visible; 0: never."""
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, draw, write):
-    """A pool of three folders with a leak, a mirrored leak, an exact duplicate and a file that is no image."""
-    root = tmp_path_factory.mktemp("world")
-    for number in range(24):
-        write(root / "pool" / "abc"[number % 3] / f"{number:02d}.png", draw(number))
-    for number in range(100, 104):
-        write(root / "test" / f"{number}.png", draw(number))
-    for number in range(200, 206):
-        write(root / "train" / str(number % 2) / f"{number}.png", draw(number))
-    write(root / "pool" / "a" / "leak.jpg", draw(100))
-    write(root / "pool" / "b" / "mirrored.png", np.ascontiguousarray(draw(101)[:, ::-1]))
-    write(root / "pool" / "c" / "twin.bmp", draw(3))
-    (root / "pool" / "c" / "broken.jpg").write_bytes(b"no image")
-    return root
-
-
-@pytest.fixture
-def sections(world):
-    """Of a recipe with all stages."""
-    verification = {"side_px": 144, "drop_inliers": 12, "review_inliers": 8}
-    source = {"kind": "folder", "root": str(world / "pool")}
-    return {
-        "pool": {"sources": [source], "max_undecodable_fraction": 0.1},
-        "labelled": {
-            "name": "train",
-            "sources": [{"kind": "folder", "root": str(world / "train"), "labels": "sub_folders"}],
-        },
-        "protected": [{"name": "test", "sources": [{"kind": "folder", "root": str(world / "test")}]}],
-        "leaks": {"min_cosine": 0.9, "max_hash_bits": 8, "verification": verification},
-        "duplicates": {"min_cosine": 0.98, "max_hash_bits": 4},
-        "select": {"kind": "by_class", "images_per_class": 4, "classes_per_image": 2},
-        "pack": {"short_side_px": 48, "images_per_tar": 5},
-    }
-
-
 def run(root, recipe, names=None, part=None):
     told = []
     with Workspace(root, part) as workspace:
@@ -95,14 +59,6 @@ def artefacts(root):
 def lists(root):
     """The artefacts whose content holds no path of the output folder."""
     return {name: data for name, data in artefacts(root).items() if not name.startswith("packed")}
-
-
-@pytest.fixture
-def small(world, sections, teacher_file, recipe_of):
-    def recipe(**changes):
-        return recipe_of(world / "pool", teacher_file, **{**sections, **changes})
-
-    return recipe
 
 
 @pytest.fixture(scope="module")

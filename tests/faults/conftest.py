@@ -1,5 +1,9 @@
 """Whole runs that something happens to."""
 
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +38,28 @@ def whole_run(small_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     run_recipe(load_recipe(small_recipe()), folder, device="cpu")
     return student_of(folder)
+
+
+@pytest.fixture
+def distill():
+    """The command in a process of its own: its status and what it said. A file may take `largest_file_bytes`."""
+
+    def run(*arguments, largest_file_bytes=None, **options):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
+
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "distill", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"NO_COLOR": "1"},
+            preexec_fn=limit if largest_file_bytes else None,
+            **options,
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    return run
 
 
 def student_of(folder: Path) -> bytes:

@@ -2,10 +2,6 @@
 
 import fcntl
 import json
-import os
-import resource
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -32,23 +28,6 @@ def test_a_run_without_room_says_so_and_goes_on_when_there_is(
     assert (run / "student.safetensors").read_bytes() == whole_run
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system of some kB, and makes it larger; where root may."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(size_kb, *options):
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size_kb}k", *options]), "none", str(folder)]
-        done = subprocess.run(command, capture_output=True)
-        if done.returncode:
-            pytest.skip("mounting a small file system takes root; the limit on a file's size is tested anyway")
-        return folder
-
-    yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True)
-
-
 @pytest.mark.parametrize("size_kb", [8, 60, 400, 1000])
 def test_a_disk_that_fills_up_says_so_and_loses_nothing(small_recipe, whole_run, small_disk, size_kb):
     run = small_disk(size_kb) / "run"
@@ -60,28 +39,6 @@ def test_a_disk_that_fills_up_says_so_and_loses_nothing(small_recipe, whole_run,
     assert saved is None or saved.tensors
     run_recipe(recipe, run, resume=True, device="cpu")
     assert (run / "student.safetensors").read_bytes() == whole_run
-
-
-@pytest.fixture
-def distill():
-    """The command in a process of its own: its status and what it said. A file may take `largest_file_bytes`."""
-
-    def run(*arguments, largest_file_bytes=None, **options):
-        def limit():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
-
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "distill", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"NO_COLOR": "1"},
-            preexec_fn=limit if largest_file_bytes else None,
-            **options,
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stderr
-
-    return run
 
 
 def test_the_command_ends_with_status_1_and_one_message(small_recipe, distill, tmp_path):
