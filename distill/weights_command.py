@@ -82,26 +82,15 @@ def fetch_weights(
       distill weights fetch ResNet50_vd --variant ssld_v2
       distill weights fetch ResNeXt101_32x16d_wsl --accept-license
     """
-    from distill.display import Display, readable_bytes
+    from distill.download import progress_bar
     from distill.weights.fetch import fetch
     from distill.weights.published import find_file
 
     file = find_file(model, variant, release)
     typer.echo(f"{file.name} ({file.top1} % published), release {file.release}, licence {file.licence}", err=True)
     typer.echo(f"from {file.url}{f' ({file.remark})' if file.remark else ''}", err=True)
-    display: Display | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal display
-        if display is None:
-            display = Display(file.file_name, total, done=done, unit="byte").__enter__()
-        display.advance(done, {"": f"{readable_bytes(done)} of {readable_bytes(total)}"})
-
-    try:
-        path, found = fetch(file, folder, accept_license=accept_license, sha256=sha256, progress=show)
-    finally:
-        if display is not None:
-            display.__exit__(None, None, None)
+    with progress_bar(file.file_name) as progress:
+        path, found = fetch(file, folder, accept_license=accept_license, sha256=sha256, progress=progress)
     typer.echo(f"{path}: SHA-256 {found}")
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import io
 import os
@@ -164,13 +165,38 @@ def test_lists_that_cannot_be_are_refused(script, tmp_path, text, message):
         script.from_images(tmp_path, tmp_path / "data")
 
 
-def test_a_download_that_fails_says_what_to_do(script, tmp_path, monkeypatch, capsys):
-    import paddle.dataset.common
-
-    def fails(*_):
-        raise RuntimeError("no network here")
-
-    monkeypatch.setattr(paddle.dataset.common, "download", fails)
+@pytest.fixture
+def served(script, batches, https_server, tmp_path, monkeypatch):
+    """An archive at the local server, which is expected instead of the real one."""
+    content = archive_of(tmp_path / "served.tar.gz", **batches).read_bytes()
+    https_server.files["/cifar-10-python.tar.gz"] = content
+    monkeypatch.setattr(script, "URL", f"https://localhost:{https_server.server_port}/cifar-10-python.tar.gz")
+    monkeypatch.setattr(script, "SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(sys, "argv", ["cifar10.py", str(tmp_path / "data")])
+    return https_server
+
+
+def test_a_download_that_is_cut_goes_on(script, served, tmp_path):
+    served.cuts = [3_000, 5_000]
+    assert script.main() == 0
+    assert [request.get("Range") for request in served.requests] == [None, "bytes=3000-", "bytes=8000-"]
+    assert len((tmp_path / "data" / "train_list.txt").read_text().splitlines()) == 10
+    (tmp_path / "data" / "test_list.txt").unlink()
+    assert script.main() == 0 and len(served.requests) == 3  # the archive is there already
+
+
+def test_another_archive_than_expected_is_not_kept(script, served, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "SHA256", "0" * 64)
     assert script.main() == 1
-    assert "no network here" in (said := capsys.readouterr().err) and "--archive" in said
+    assert "nothing was kept" in capsys.readouterr().err and not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("fault", ["missing", "http"])
+def test_a_download_that_fails_says_what_to_do(script, served, tmp_path, capsys, fault):
+    if fault == "missing":
+        served.files.clear()
+    else:
+        served.redirect_to = "http://localhost/cifar-10-python.tar.gz"
+    assert script.main() == 1
+    said = capsys.readouterr().err
+    assert ("404" if fault == "missing" else "not https: not followed") in said and "--archive" in said

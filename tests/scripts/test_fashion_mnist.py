@@ -69,3 +69,16 @@ def test_the_next_source_is_tried(script, package, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "SOURCES", sources)
     monkeypatch.setattr(sys, "argv", ["fashion_mnist.py", str(tmp_path / "data")])
     assert script.main() == 0
+
+
+def test_files_are_fetched_where_no_package_is_and_go_on_when_cut(script, package, https_server, tmp_path, monkeypatch):
+    https_server.files |= {f"/{name}": (package / script.DEBIAN_FOLDER / name).read_bytes() for name in script.CONTENTS}
+    monkeypatch.setattr(script, "URL", f"https://localhost:{https_server.server_port}/")
+    https_server.cuts = [10]
+    script.from_paddle(tmp_path / "data")
+    assert script.is_complete(tmp_path / "data")
+    assert [request.get("Range") for request in https_server.requests] == [None, "bytes=10-", None, None, None]
+    name = next(iter(script.CONTENTS))
+    (tmp_path / "data" / name).write_bytes(gzip.compress(b"other content"))
+    script.from_paddle(tmp_path / "data")
+    assert script.is_complete(tmp_path / "data") and len(https_server.requests) == 6

@@ -1,17 +1,12 @@
 """Downloads from a local HTTPS server that has the faults of real ones."""
 
 import hashlib
-import http.server
 import json
-import ssl
-import subprocess
-import threading
 from dataclasses import replace
 
 import pytest
 
 from distill.errors import RunError, UserError
-from distill.weights import fetch as fetching
 from distill.weights.fetch import fetch, remembered
 from distill.weights.published import find_file, published_files
 
@@ -19,77 +14,10 @@ CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        server.requests.append(dict(self.headers))
-        if server.redirect_to:
-            self.send_response(302)
-            self.send_header("Location", server.redirect_to)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.path != "/w.pdparams":
-            self.send_error(404)
-            return
-        start = 0
-        wanted = self.headers.get("Range")
-        if wanted and server.ranges and self.headers.get("If-Range") == server.etag:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-        if start > len(server.content) or (wanted and server.refuses_ranges):
-            self.send_error(416)
-            return
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        if server.tells_length:
-            self.send_header("Content-Length", str(len(body) + server.missing_bytes))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        self.end_headers()
-        cut = server.cuts.pop(0) if server.cuts else None
-        self.wfile.write(body[:cut])
-        if cut is not None or server.missing_bytes or not server.tells_length:
-            self.close_connection = True
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("certificate")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    command += " -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem"
-    try:
-        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl, which makes the server's certificate, is not installed")
-    return folder
-
-
 @pytest.fixture
-def server(certificate, monkeypatch):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "cert.pem"))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(fetching, "_PAUSE_SECONDS", 0.0)
-    httpd = http.server.ThreadingHTTPServer(("localhost", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
-    httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
-    httpd.content, httpd.etag, httpd.ranges, httpd.tells_length = CONTENT, '"one"', True, True
-    httpd.cuts, httpd.requests, httpd.missing_bytes, httpd.redirect_to = [], [], 0, None
-    httpd.refuses_ranges = False
-    httpd.handle_error = lambda *_: None  # a client that hangs up is part of the tests
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+def server(https_server):
+    https_server.files["/w.pdparams"] = CONTENT
+    return https_server
 
 
 @pytest.fixture
@@ -140,7 +68,7 @@ def test_a_file_that_changed_meanwhile_or_has_no_version_starts_anew(tmp_path, s
     with pytest.raises(RunError):
         fetch(file, tmp_path)
     server.cuts.clear()
-    server.content, server.etag = CONTENT[::-1], etag
+    server.files["/w.pdparams"], server.etag = CONTENT[::-1], etag
     path, _ = fetch(file, tmp_path)
     assert path.read_bytes() == CONTENT[::-1]
 
