@@ -70,7 +70,7 @@ def read_description(path: Path) -> Description:
         description = _description(content)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
-    except (KeyError, TypeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{type(error).__name__} {error}"
         raise UserError(f"{path} is none that `distill export` wrote: {reason}. Export again") from error
     if _content(description) != content:
