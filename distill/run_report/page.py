@@ -1,10 +1,12 @@
 """The report as one HTML page that needs nothing else: no script, no outside file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup, escape
 
 from distill.run_report.answers import Answers
 from distill.run_report.charts import COLOURS, line_chart
@@ -36,7 +38,7 @@ def render(runs: Sequence[RunFacts], answers: Sequence[Answers | str]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"yaml": _yaml, "percent": _percent}
+    environment.filters |= {"yaml": _yaml, "percent": _percent, "breakable": _breakable}
     charts = [
         (_TITLES.get(name, f"Loss term {name}"), line_chart(lines, title=_TITLES.get(name, name)))
         for name, lines in _by_quantity(runs).items()
@@ -57,6 +59,11 @@ def _by_quantity(runs: Sequence[RunFacts]) -> dict[str, Mapping[int, Points]]:
         name: {number: run.curves[name] for number, run in enumerate(runs) if name in run.curves}
         for name in [*first, *terms, *last]
     }
+
+
+def _breakable(name: str) -> Markup:
+    """A long name, which a narrow page may break behind its separators instead of anywhere."""
+    return Markup(re.sub(r"([_/.-]+)", r"\1<wbr>", str(escape(name))))
 
 
 def _percent(share: float) -> str:
