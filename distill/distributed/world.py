@@ -14,13 +14,14 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any
 
 import numpy as np
 
+from distill.distributed.loopback import loopback_only, meet_on_loopback
 from distill.distributed.rank import Rank
 from distill.errors import DistillError, RunError
 from distill.parallel import Device
@@ -186,7 +187,8 @@ def _join_paddle(device: Device) -> None:
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     from paddle import distributed
 
-    distributed.init_parallel_env()
+    with loopback_only() if meet_on_loopback(os.environ) else nullcontext():
+        distributed.init_parallel_env()
 
 
 def _connect(rank: Rank) -> list[Connection]:

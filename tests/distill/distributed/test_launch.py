@@ -1,10 +1,15 @@
 """`distill launch`: what it refuses, what it would start, and a real job on two ranks."""
 
+import contextlib
+import errno
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -181,6 +186,48 @@ def test_two_ranks_train_the_digits_and_a_second_launch_is_refused(digits, tmp_p
     with owned(Path(output / "logs" / "supervisor-0.lock"), "unused"):
         found = run(recipe, "--ranks", "2", "--output", output, "--resume")
     assert found.returncode == 2 and "another `distill launch` runs in" in found.stderr
+
+
+def below(pid):
+    """A process and all that it started, and they."""
+    found, todo = [], [pid]
+    while todo:
+        found.append(todo.pop())
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{found[-1]}/task").iterdir():
+                todo += map(int, (task / "children").read_text().split())
+    return found
+
+
+def listening(pids):
+    """Address and port, as in /proc/net/tcp and tcp6, of every socket of these processes that listens."""
+    own = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                own |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(entry)))
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [line[1] for line in lines if line[3] == "0A" and line[9] in own]
+
+
+def test_ranks_of_one_host_listen_to_nobody_else(digits, tmp_path):
+    recipe, output = digits.recipe(tmp_path / "digits.yaml", epochs=100), tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "-m", "distill", "launch", str(recipe), "--ranks", "2"]
+    job = subprocess.Popen([*command, "--output", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        metrics = output / "metrics.jsonl"
+        while job.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.05)
+        found = [address.split(":") for address in listening(below(job.pid))]
+        anywhere = [int(port, 16) for address, port in found if address != "0100007F"]
+        assert len(anywhere) == 1  # Paddle's store, which has no setting for it
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # sends nothing: asks the kernel for another address of this host
+            with socket.socket() as stranger:
+                assert stranger.connect_ex((probe.getsockname()[0], anywhere[0])) == errno.ECONNREFUSED
+    finally:
+        job.terminate()
+    assert job.wait(100) == 128 + signal.SIGTERM
 
 
 def test_two_runs_never_write_into_one_folder(digits, tmp_path):
