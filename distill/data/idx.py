@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ MAX_BYTES = 2**32
 """Of a file's content, which is held in memory."""
 
 _UNSIGNED_BYTE = 0x08
+_CHUNK_BYTES = 2**20
 
 
 class IdxImages:
@@ -95,13 +97,23 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         with gzip.open(path) if is_compressed else path.open("rb") as file:
             shape = _shape(file.read(header), dimensions, path)
             # One byte more than announced, and no more: a small gzip can hold gigabytes.
-            data = file.read(math.prod(shape) + 1)
+            data = _read_at_most(file.read, math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     if len(data) != math.prod(shape):
         found = f"{len(data)} bytes" if len(data) < math.prod(shape) else f"more than {math.prod(shape)} bytes"
         raise UserError(f"{path}: its header announces {shape}, but {found} of data follow")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    array = np.frombuffer(data, np.uint8).reshape(shape)
+    array.flags.writeable = False
+    return array
+
+
+def _read_at_most(read: Callable[[int], bytes], size: int) -> bytearray:
+    """Bit by bit: Python takes the memory for all that is asked for, also where the file has next to nothing."""
+    data = bytearray()
+    while part := read(min(size - len(data), _CHUNK_BYTES)):
+        data += part
+    return data
 
 
 def _shape(header: bytes, dimensions: int, path: Path) -> list[int]:

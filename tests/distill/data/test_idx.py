@@ -75,6 +75,18 @@ def test_what_a_small_gzip_holds_is_not_unpacked_beyond_what_is_announced(writte
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_a_header_that_announces_much_takes_no_memory_for_it(written, compress):
+    path = written("i", compress(bytes([0, 0, 8, 3]) + struct.pack(">III", 2**28, 4, 3) + bytes(100)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"announces \[268435456, 4, 3\], but 100 bytes"):
+            read_idx(path, 3)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.timeout(10)
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "i")
