@@ -16,7 +16,7 @@ Made = TypeVar("Made", covariant=True)
 
 POLL_SECONDS = 1.0
 """How often `watched` looks whether it waits in vain."""
-LAST_WORDS_SECONDS = 5.0
+LAST_WORDS_SECONDS = 15.0
 """How long it still waits then, for whoever knows the reason better."""
 
 # Which image each thread is reading, and since when. Of the process, because Grain owns the threads.
@@ -58,7 +58,10 @@ def slowest_reading() -> str | None:
 
 
 class ChildProcesses:
-    """The processes that this one starts with `multiprocessing` from now on."""
+    """The processes that this one starts with `multiprocessing` from now on, as far as `killed_by` is asked meanwhile.
+
+    One that starts and ends between two questions is not noticed.
+    """
 
     def __init__(self) -> None:
         self._before = set(multiprocessing.active_children())
@@ -78,7 +81,8 @@ def watched(
     Args:
         elements: Are asked in a thread.
         timeout_seconds: The most that each may take.
-        in_vain: Looked at about once a second while an element is waited for: why none will come, as a message.
+        in_vain: Asked for each element, and about once a second while it is waited for, why none will come; a message
+            or None. What has come nevertheless is passed on.
 
     Raises:
         StuckReading: An element took longer, and the file is named; or none will come.
@@ -118,14 +122,14 @@ def _wait_for(
     end = time.monotonic() + timeout_seconds
     message: str | None = None
     while True:
-        left = end - time.monotonic()
+        if in_vain is not None and message is None and (message := in_vain()) is not None:
+            end = min(end, time.monotonic() + LAST_WORDS_SECONDS)
+        left = max(0.0, end - time.monotonic())
         try:
-            return results.get(timeout=max(0.0, min(left, POLL_SECONDS) if in_vain is not None else left))
+            return results.get(timeout=min(left, POLL_SECONDS) if in_vain is not None else left)
         except Empty:
             if time.monotonic() >= end:
                 raise StuckReading(message or _stuck(timeout_seconds)) from None
-        if in_vain is not None and message is None and (message := in_vain()) is not None:
-            end = min(end, time.monotonic() + LAST_WORDS_SECONDS)
 
 
 class RandomAccess(Protocol[Made]):

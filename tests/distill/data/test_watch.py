@@ -86,6 +86,26 @@ def test_a_child_that_a_signal_ended_is_noticed_and_others_are_not():
     assert children.killed_by() == signal.SIGTERM
 
 
+def test_a_child_that_is_killed_between_two_elements_is_noticed(monkeypatch):
+    monkeypatch.setattr("distill.data.watch.LAST_WORDS_SECONDS", 0.2)
+    release = threading.Event()
+
+    def elements():
+        yield 1
+        release.wait(20)
+
+    children = ChildProcesses()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    found = watched(elements(), 60.0, lambda: f"signal {children.killed_by()}" if children.killed_by() else None)
+    assert next(found) == 1
+    child.kill()
+    child.join()
+    with pytest.raises(StuckReading, match=r"^signal 9$"):
+        next(found)
+    release.set()
+
+
 def test_nothing_is_left_noted_behind_a_reading():
     with reading(Named(), 1):
         assert slowest_reading().startswith("disk/1.jpg")
