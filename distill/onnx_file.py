@@ -5,6 +5,7 @@ weights, instructions that come from elsewhere, and tensors that no network of t
 in time and in many smaller tensors is not bounded.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -32,19 +33,36 @@ def check_onnx(onnx: Any, path: Path | str) -> None:
     Raises:
         UserError: It is damaged, or refused for one of the reasons above.
     """
-    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
-    try:
-        check_regular(path)
-        if os.path.getsize(path) > MAX_FILE_BYTES:
-            raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
-        model = onnx.load(str(path), load_external_data=False)
+    with _explained(path):
+        model = _read(onnx, path)
         _check_operators(model)
         for tensor in _tensors(model):
             _check_values(tensor.name, tensor.dims)
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                _check_external(tensor, folder)
+                _check_external(tensor, path)
         for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
             _check_values(value.name, [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value])
+
+
+def external_files(onnx: Any, path: Path | str) -> list[Path]:
+    """The files beside a network that hold weights of it, sorted; raises as `check_onnx`."""
+    with _explained(path):
+        tensors = [each for each in _tensors(_read(onnx, path)) if each.data_location == onnx.TensorProto.EXTERNAL]
+        return sorted({Path(_check_external(tensor, path)) for tensor in tensors})
+
+
+def _read(onnx: Any, path: Path | str) -> Any:
+    check_regular(path)
+    if os.path.getsize(path) > MAX_FILE_BYTES:
+        raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
+    return onnx.load(str(path), load_external_data=False)
+
+
+@contextlib.contextmanager
+def _explained(path: Path | str) -> Iterator[None]:
+    """Tells a user what is wrong with a network."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"Cannot read the network {path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf's and the shape inference's own share no base
@@ -67,8 +85,9 @@ def _check_values(name: str, dims: Any) -> None:
         raise ValueError(f"its tensor {name!r:.40} has the shape [{shown}], expected at most {MAX_VALUES} values")
 
 
-def _check_external(tensor: Any, folder: str) -> None:
-    """The place of external data: a file in or below the network's folder that has the bytes."""
+def _check_external(tensor: Any, network: Path | str) -> str:
+    """The path of external data: of a file in or below the network's folder that has the bytes."""
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(network)))
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     target = os.path.realpath(os.path.join(folder, location))
@@ -80,6 +99,7 @@ def _check_external(tensor: Any, folder: str) -> None:
     offset, length = (int(entries.get(key, "0")) for key in ("offset", "length"))
     if offset < 0 or length < 0 or offset + length > os.path.getsize(target):
         raise ValueError(f"its tensor {tensor.name!r:.40} lies beyond the end of {location!r:.80}")
+    return target
 
 
 def _graphs(model: Any) -> Iterator[Any]:

@@ -17,8 +17,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     PlainValidator,
+    Tag,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
@@ -189,13 +191,126 @@ class NormalizationSection(Section):
     std: tuple[Positive, Positive, Positive]
 
 
-class TeacherModel(ModelSection):
-    """One frozen network whose answers the student learns."""
+TeacherSide = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        description="The view is resized to this side for the teacher (bilinear, half-pixel centres, no smoothing: "
+        "meant for enlarging). Absent: it sees the view as it is.",
+    ),
+]
+TeacherClasses = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="A text file that maps the teacher's classes to the student's, a line a student class: `3 281-285` "
+        "or `0 404,895`, # begins a comment; probabilities of several are added. Absent: they have the same classes.",
+    ),
+]
+BUNDLED_SUFFIXES = (".onnx", ".json", ".pdmodel")
+"""Of a teacher's file that states no preprocessing; a path with another one is a folder."""
 
+
+class TeacherModel(ModelSection):
+    """One frozen network of the series whose answers the student learns."""
+
+    kind: Literal["network"] = "network"
     weights: Annotated[str, Field(description="Its trained weights (.safetensors or .pdparams).")]
     normalization: Annotated[
         NormalizationSection | None, Field(description="Where the teacher's differs from the student's.")
     ] = None
+    resize_px: TeacherSide = None
+    classes: TeacherClasses = None
+    num_classes: Annotated[
+        int | None, Field(ge=2, le=65536, description="Of the teacher, beside `classes`. Absent: the student's.")
+    ] = None
+
+    @property
+    def file(self) -> str:
+        """What it is read from."""
+        return self.weights
+
+    @field_validator("num_classes")
+    @classmethod
+    def _classes_are_mapped(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("classes", value) is None:
+            raise ValueError("must come with classes: the file that maps the teacher's classes to the student's")
+        return value
+
+
+class FileTeacher(Section):
+    """A frozen network of any architecture, as a file; it computes in float32 on a CPU, beside a GPU too."""
+
+    path: Annotated[str, Field(min_length=1, description="The file, or a folder that `distill export` wrote.")]
+    normalization: Annotated[
+        NormalizationSection | None,
+        Field(
+            validate_default=True,
+            description="Of RGB in [0, 1]. A network that wants [0, 1]: mean 0, std 1; [-1, 1]: mean 0.5, std 0.5; "
+            "bytes 0..255: mean 0, std 0.00392156862745098; (x - 127) / 128: mean 0.498039216, std 0.501960784. "
+            "Absent: what the folder of `distill export` states.",
+        ),
+    ] = None
+    answers: Annotated[
+        Literal["logits", "probabilities"],
+        Field(description="What the network puts out; of probabilities, behind a softmax, the logarithm is taken."),
+    ] = "logits"
+    resize_px: TeacherSide = None
+    classes: TeacherClasses = None
+
+    @property
+    def file(self) -> str:
+        """What it is read from."""
+        return self.path
+
+    @property
+    def name(self) -> str:
+        """For people: the last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @field_validator("normalization")
+    @classmethod
+    def _preprocessing_is_stated(
+        cls, value: NormalizationSection | None, info: ValidationInfo
+    ) -> NormalizationSection | None:
+        if value is None and info.data.get("path", "").endswith(BUNDLED_SUFFIXES):
+            raise ValueError(
+                "must be there: a file does not state its preprocessing, as a folder of `distill export` does. "
+                "Usual of ImageNet: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+            )
+        return value
+
+
+class OnnxTeacher(FileTeacher):
+    """An ONNX file: one input, [N, 3, H, W] or [N, H, W, 3], float32 or uint8; needs the extra `export`."""
+
+    kind: Literal["onnx"]
+    logits_output: Annotated[
+        str | None,
+        Field(min_length=1, description="Any tensor of the graph, [N, classes]. Absent: the first output."),
+    ] = None
+
+
+class PaddleTeacher(FileTeacher):
+    """A program of Paddle Inference, .json or .pdmodel with its .pdiparams beside it; inputs as of `onnx`."""
+
+    kind: Literal["paddle"]
+
+
+def _teacher_kind(value: object) -> object:
+    """The `kind` of an entry, "network" where it states none."""
+    if isinstance(value, dict):
+        kind = value.get("kind", "network")
+        return kind if kind is None else str(kind)
+    return getattr(value, "kind", "network")
+
+
+AnyTeacher = Annotated[
+    Annotated[TeacherModel, Tag("network")]
+    | Annotated[OnnxTeacher, Tag("onnx")]
+    | Annotated[PaddleTeacher, Tag("paddle")],
+    Discriminator(_teacher_kind),
+]
 
 
 def _top_classes(value: object) -> object:
@@ -227,7 +342,10 @@ class LabelsSection(Section):
 class TeacherSection(Section):
     """One or more teachers; the probabilities of several are averaged."""
 
-    models: Annotated[tuple[TeacherModel, ...], Field(min_length=1)]
+    models: Annotated[
+        tuple[AnyTeacher, ...],
+        Field(min_length=1, description="Each of a kind: network (the default), onnx, paddle."),
+    ]
     batch_norm: Annotated[
         Literal["stored", "batch"],
         Field(description="'stored': running statistics. 'batch': statistics of the batch, as SSLD did."),
@@ -235,8 +353,8 @@ class TeacherSection(Section):
     engine: Annotated[
         Literal["auto", "eager"],
         Field(
-            description="Operational. 'auto': Paddle Inference with oneDNN where it applies (a CPU, stored "
-            "statistics), checked against the plain model at the start."
+            description="Operational, of the kind network. 'auto': Paddle Inference with oneDNN where it applies (a "
+            "CPU, stored statistics), checked against the plain model at the start."
         ),
     ] = "auto"
     precision: Annotated[
@@ -255,6 +373,21 @@ class TeacherSection(Section):
         ),
     ] = ()
 
+    @property
+    def files(self) -> tuple[FileTeacher, ...]:
+        """The teachers that are files."""
+        return tuple(model for model in self.models if isinstance(model, FileTeacher))
+
+    @field_validator("batch_norm", "precision")
+    @classmethod
+    def _files_are_fixed(cls, value: str, info: ValidationInfo) -> str:
+        fixed = "stored" if info.field_name == "batch_norm" else "float32"
+        kinds = sorted({model.kind for model in info.data.get("models", ()) if model.kind != "network"})
+        if value != fixed and kinds:
+            why = "its statistics are part of its graph" if fixed == "stored" else "it computes in that on a CPU"
+            raise ValueError(f"must be {fixed!r} beside a teacher of the kind {kinds[0]}: {why}; received {value!r}")
+        return value
+
     @field_validator("labels")
     @classmethod
     def _answers_can_be_stored(cls, value: LabelsSection | None, info: ValidationInfo) -> LabelsSection | None:
@@ -270,6 +403,11 @@ class TeacherSection(Section):
     def _processes_share_a_store(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if value and info.data.get("labels", value) is None:
             raise ValueError("must come with labels: the store through which their answers reach training")
+        models = info.data.get("models", ())
+        if models and all(model.kind != "network" for model in models) and any(name != "cpu" for name in value):
+            raise ValueError(
+                f"must be cpu for teachers that are files, which compute on a CPU alone, received {list(value)}"
+            )
         return value
 
 
@@ -743,6 +881,11 @@ class Stage(Section):
         if value.feature_mse is not None and info.data["teacher"].labels is not None:
             raise ValueError(
                 "must have no feature_mse beside teacher.labels: the store keeps the teacher's classes, not its maps"
+            )
+        if value.feature_mse is not None and info.data["teacher"].files:
+            raise ValueError(
+                "must have no feature_mse beside a teacher that is a file: it answers with classes alone. Use the kind "
+                "network, or remove feature_mse"
             )
         if value.feature_mse is not None and len(info.data["teacher"].models) == 1:
             name = getattr(info.data["teacher"].models[0], "name", None)

@@ -192,7 +192,8 @@ def _kinds(kind: Any) -> dict[str, type[BaseModel]]:
     kind = _bare(kind)
     if get_origin(kind) is not Union:
         return {}
-    return {get_args(member.model_fields["kind"].annotation)[0]: member for member in get_args(kind)}
+    members = [_bare(member) for member in get_args(kind)]  # each may bear a tag
+    return {get_args(member.model_fields["kind"].annotation)[0]: member for member in members}
 
 
 def _field(kind: Any, part: int | str) -> tuple[type[BaseModel] | None, FieldInfo | None]:

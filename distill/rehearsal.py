@@ -26,6 +26,7 @@ from distill.models.kernels import compute_with
 from distill.parallel import Device
 from distill.recipe import AnySource, Recipe, Stage
 from distill.rehearsal_checks import StageCheck, needs_no_teacher, teacher_bytes
+from distill.scale_down import stand_in
 from distill.scale_down_inputs import random_weights
 from distill.signals import Interrupted
 from distill.train import stage_folder, train_stage
@@ -257,10 +258,12 @@ def _with_any_teacher(recipe: Recipe, number: int, check: StageCheck, folder: Pa
         return recipe
     models = []
     for place, model in enumerate(stage.teacher.models):
-        if not Path(model.weights).exists():
-            path = folder / f"teacher-{place}.safetensors"
-            write_weights(path, random_weights(model, recipe.num_classes, seed=place, size_px=stage.view.size_px))
-            model = model.model_copy(update={"weights": str(path)})
+        if not all(Path(path).exists() for path in (model.file, model.classes) if path is not None):
+            model = stand_in(model, str(folder / f"teacher-{place}.safetensors"))
+            write_weights(
+                model.weights,
+                random_weights(model, recipe.num_classes, seed=place, size_px=model.resize_px or stage.view.size_px),
+            )
         models.append(model)
     teacher = stage.teacher.model_copy(update={"models": tuple(models)})
     return recipe.with_stage(number, stage.model_copy(update={"teacher": teacher}))

@@ -17,8 +17,10 @@ from distill.models import build_model
 from distill.models.factory_names import is_factory
 from distill.models.plan import plan_network, state_shapes
 from distill.models.specs import SPECS
-from distill.recipe import AnySource, ModelSection, Recipe, Stage
+from distill.recipe import AnySource, AnyTeacher, ModelSection, Recipe, Stage, TeacherModel
 from distill.stages import check_folder
+from distill.teacher import class_map_of
+from distill.teacher_files import digest_of, find_files, open_file_teacher
 from distill.weights import load_into, read_weights, sha256_of
 from distill.weights.loading import fit
 
@@ -182,11 +184,27 @@ def _check_teacher(recipe: Recipe, number: int, found: StageCheck, problems: lis
             found.labels = take_inventory(label_store(recipe, number, source, create=False), stage)
     absent = missing_weights(stage) if needs_no_teacher(found) else []
     for place, model in enumerate(stage.teacher.models if stage.teacher is not None else ()):
-        if model.weights in absent:
-            found.weights.append(f"{model.weights} is not there: all its answers are stored")
+        path = model.file
+        if path in absent or model.classes in absent:
+            found.weights.append(f"{path if path in absent else model.classes} is not there: all answers are stored")
             continue
-        with _noted(problems, f"{key}.models.{place}.weights"):
-            found.weights.append(check_weights(model, model.weights, recipe.num_classes, stage.view.size_px))
+        with _noted(problems, f"{key}.models.{place}"):
+            found.weights.append(_check_teacher_model(model, stage.view.size_px, recipe.num_classes))
+
+
+def _check_teacher_model(model: AnyTeacher, view_px: int, num_classes: int) -> str:
+    """What a teacher's file is, where it fits; of one with classes of its own the map is read too."""
+    if isinstance(model, TeacherModel):
+        classes = model.num_classes or num_classes
+        said = check_weights(model, model.weights, classes, model.resize_px or view_px)
+    else:
+        engine = open_file_teacher(model, view_px=view_px, threads=1)
+        classes = engine.num_classes
+        said = f"{model.path} answers with {classes:,} classes ({engine.description}), SHA-256 {digest_of(model)}"
+    mapped = class_map_of(model, classes, num_classes)
+    if mapped is None:
+        return said
+    return f"{said}; {model.classes} maps {len(mapped.teacher_classes):,} of them to the student's {num_classes:,}"
 
 
 def needs_no_teacher(found: StageCheck) -> bool:
@@ -223,7 +241,14 @@ def network_shapes(section: ModelSection, num_classes: int, size_px: int) -> dic
 
 
 def teacher_bytes(stage: Stage, num_classes: int) -> int:
-    """Float32 values of all teachers."""
-    models = stage.teacher.models if stage.teacher is not None else ()
-    shapes = [shape for model in models for shape in network_shapes(model, num_classes, stage.view.size_px).values()]
-    return 4 * sum(math.prod(shape) for shape in shapes)
+    """Float32 values of all teachers; of files what they take on the disk."""
+    total = 0
+    for model in stage.teacher.models if stage.teacher is not None else ():
+        if isinstance(model, TeacherModel):
+            shapes = network_shapes(
+                model, model.num_classes or num_classes, model.resize_px or stage.view.size_px
+            ).values()
+            total += 4 * sum(math.prod(shape) for shape in shapes)
+        elif Path(model.file).exists():
+            total += sum(path.stat().st_size for path in find_files(model).all)
+    return total

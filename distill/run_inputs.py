@@ -39,7 +39,7 @@ def note_inputs(
         number: Of the stage, from 0.
         images: What it trains on.
         evaluation_images: What it is measured on.
-        teachers: Name and weights' SHA-256 of each network whose answers are learnt.
+        teachers: Name and SHA-256 of each file that the answers which are learnt come from, as `Teacher.identity`.
         fresh: Whether the stage begins here. What it starts from was noted then, and may be gone when it is resumed.
         world: Rank 0 of it writes.
 
@@ -56,7 +56,8 @@ def note_inputs(
     else:
         started_from = stages[name]["started_from"]
     section = recipe.stages[number].teacher
-    files = [getattr(model, "weights", None) for model in section.models] if section is not None else []
+    models = section.models if section is not None else ()
+    files = [file for model in models for file in (model.file, model.classes) if file is not None]
     stages[name] = {
         "images": _facts(images),
         "evaluation_images": _facts(evaluation_images),

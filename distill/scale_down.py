@@ -13,6 +13,7 @@ from distill.recipe import (
     AnyCrop,
     AnySchedule,
     AnySource,
+    AnyTeacher,
     CenterCrop,
     CosineSchedule,
     EvaluationSection,
@@ -25,6 +26,7 @@ from distill.recipe import (
     Section,
     Stage,
     StepSchedule,
+    TeacherModel,
     TeacherSection,
 )
 
@@ -35,6 +37,7 @@ GROUP = 8
 VIEW_PX = 28
 """Of the stage with the smallest views; those of the others keep their proportion to it."""
 
+STAND_IN = "ResNet18_vd"
 WARNING = "accuracy means nothing here: this shows that every stage runs"
 LIST, LABELS = "images.txt", "labels"
 
@@ -60,7 +63,8 @@ def scale_down(recipe: Recipe, data: SmallData, inputs: Path) -> Recipe:
     Smaller are width (`WIDTH`; not of a factory's network), epochs, batches, views and evaluation; each source becomes
     a part of `data`. The learning rate shrinks with the global batch (Goyal et al. 2017, arXiv 1706.02677), so that
     training stays as stable.
-    What is not at hand is left out: weights to start from, the teachers' weights and devices, their half precision.
+    What is not at hand is left out: weights to start from, the teachers' weights, classes and devices, their half
+    precision. `STAND_IN` stands for a teacher that is a file.
 
     Args:
         recipe: Any valid one.
@@ -68,15 +72,15 @@ def scale_down(recipe: Recipe, data: SmallData, inputs: Path) -> Recipe:
         inputs: Folder that the small recipe expects its teachers' weights and its soft labels in;
             `distill.scale_down_inputs.write_inputs` makes the former.
     """
-    teachers = [m.weights for stage in recipe.stages if stage.teacher is not None for m in stage.teacher.models]
-    weights = {name: str(inputs / f"teacher-{n}.safetensors") for n, name in enumerate(dict.fromkeys(teachers))}
+    teachers = [m.file for stage in recipe.stages if stage.teacher is not None for m in stage.teacher.models]
+    weights = {path: str(inputs / f"teacher-{n}.safetensors") for n, path in enumerate(dict.fromkeys(teachers))}
     pixels = min(1.0, VIEW_PX / min(size for stage in recipe.stages for size in _sides_px(stage)))
     small = recipe.model_copy(
         update={
             "name": scaled_down_name(recipe),
             "description": f"In small, {WARNING}. {recipe.description}",
             "num_classes": data.num_classes,
-            "model": _narrow(recipe.model, None),
+            "model": recipe.model.model_copy(update={"width": _narrow_width(recipe.model), "weights": None}),
             "expected": None,
             "measured": None,
             "runtime": _small_runtime(recipe.runtime),
@@ -118,7 +122,7 @@ def _small_stage(stage: Stage, data: SmallData, pixels: float, weights: dict[str
             "data": stage.data.model_copy(update={"sources": _small_sources(stage.data.sources, data.training)}),
             "view": stage.view.model_copy(update={"size_px": size, "crop": _small_crop(stage.view.crop, size, pixels)}),
             "evaluation": _small_evaluation(stage.evaluation, data.evaluation, pixels),
-            "teacher": _small_teacher(stage.teacher, weights, inputs, epochs) if stage.teacher is not None else None,
+            "teacher": _small_teacher(stage.teacher, weights, inputs, epochs, pixels) if stage.teacher else None,
             "optimizer": stage.optimizer.model_copy(update={"learning_rate": slower * stage.optimizer.learning_rate}),
             "recalibrate_bn": recalibrated,
             "schedule": _small_schedule(stage.schedule, epochs / stage.epochs, slower),
@@ -127,11 +131,9 @@ def _small_stage(stage: Stage, data: SmallData, pixels: float, weights: dict[str
     )
 
 
-def _narrow(model: ModelSection, weights: str | None) -> ModelSection:
+def _narrow_width(model: ModelSection) -> float:
     """Of a factory's network nobody knows how to make it narrow."""
-    if is_factory(model.name):
-        return model.model_copy(update={"weights": weights})
-    return model.model_copy(update={"width": min(model.width, WIDTH), "weights": weights})
+    return model.width if is_factory(model.name) else min(model.width, WIDTH)
 
 
 def _pixels(side_px: int, scale: float) -> int:
@@ -179,12 +181,39 @@ def _small_evaluation(section: EvaluationSection, images: AnySource, pixels: flo
     )
 
 
-def _small_teacher(section: TeacherSection, weights: dict[str, str], inputs: Path, epochs: int) -> TeacherSection:
-    models = tuple(_narrow(model, weights[model.weights]) for model in section.models)
+def _small_teacher(
+    section: TeacherSection, weights: dict[str, str], inputs: Path, epochs: int, pixels: float
+) -> TeacherSection:
+    models = tuple(_small_model(model, weights[model.file], pixels) for model in section.models)
     labels = section.labels
     if labels is not None:
         labels = _small_labels(labels, inputs, epochs)
     return section.model_copy(update={"models": models, "labels": labels, "devices": (), "precision": "float32"})
+
+
+def stand_in(model: AnyTeacher, weights: str) -> TeacherModel:
+    """A network of the series for a teacher whose files are not there: of the student's classes, for the same images.
+
+    Args:
+        model: The teacher; a network stays the one it is.
+        weights: The file that is to hold its weights.
+    """
+    if isinstance(model, TeacherModel):
+        return model.model_copy(update={"weights": weights, "classes": None, "num_classes": None})
+    return TeacherModel(
+        name=STAND_IN,
+        width=WIDTH,
+        weights=weights,
+        normalization=model.normalization,
+        resize_px=model.resize_px,
+    )
+
+
+def _small_model(model: AnyTeacher, weights: str, pixels: float) -> TeacherModel:
+    network = stand_in(model, weights)
+    side = network.resize_px
+    small_side = _pixels(side, pixels) if side is not None else None
+    return network.model_copy(update={"width": _narrow_width(network), "resize_px": small_side})
 
 
 def _small_labels(labels: LabelsSection, inputs: Path, epochs: int) -> LabelsSection:

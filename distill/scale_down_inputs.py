@@ -81,10 +81,11 @@ def write_inputs(recipe: Recipe, images: SmallImages, inputs: Path) -> None:
         raise RunError(f"cannot make {inputs}: {error.strerror}. Choose another folder with --output") from error
     images.write(inputs)
     teachers = {
-        model.weights: (model, stage.view.size_px)
+        model.weights: (model, model.resize_px or stage.view.size_px)
         for stage in recipe.stages
         if stage.teacher is not None
         for model in stage.teacher.models
+        if isinstance(model, TeacherModel)  # `scale_down` leaves no others
     }
     for number, (model, size_px) in enumerate(teachers.values()):
         write_weights(model.weights, random_weights(model, recipe.num_classes, seed=number, size_px=size_px))

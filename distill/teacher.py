@@ -2,7 +2,9 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import paddle
@@ -25,8 +27,18 @@ from distill.models.factory_names import is_factory
 from distill.models.kernels import compute_with
 from distill.normalization import normalize
 from distill.parallel import Device
-from distill.recipe import NormalizationSection, Recipe, TeacherModel, TeacherSection
-from distill.weights import load_into, sha256_of
+from distill.recipe import (
+    AnyTeacher,
+    NormalizationSection,
+    OnnxTeacher,
+    PaddleTeacher,
+    Recipe,
+    TeacherModel,
+    TeacherSection,
+)
+from distill.teacher_classes import ClassMap, read_class_map
+from distill.teacher_files import digest_of, identity_of, open_file_teacher
+from distill.weights import load_into
 
 
 class Teacher:
@@ -34,8 +46,10 @@ class Teacher:
 
     Not an `nn.Layer`, so that no `train()`, `state_dict()` or optimiser of the student can reach it.
 
+    Each sees the images at its own size (`resize_px`), and answers for the student's classes (`classes`).
+
     Args:
-        section: Networks, weights, normalisation, how BN normalises ("stored" or "batch" statistics), precision.
+        section: Networks or files, normalisation, how BN normalises ("stored" or "batch" statistics), precision.
         num_classes: C, the student's.
         student_normalization: Used by the teachers that state none of their own.
         taps: Names of the taps wanted besides the logits; of a single teacher only.
@@ -45,14 +59,14 @@ class Teacher:
         check_px: Side of the noise on which an engine is checked against the plain model.
 
     Attributes:
-        identity: Name and SHA-256 of the weights' file of each network.
+        identity: Name and SHA-256 of each teacher's file, and of its map of classes.
         tap_channels: Channels by tap; empty for several teachers.
         vector_taps: Those that are no maps; likewise.
         engines: What computes, in which precision and how near to the plain model, of each network.
 
     Raises:
-        UserError: Weights are missing or do not fit, taps of several teachers are asked for, or the device has not
-            the precision.
+        UserError: Weights, files or a map of classes are missing or do not fit, taps of several teachers or of a file
+            are asked for, or the device has not the precision.
         RunError: The engine's answers differ from the plain model's by more than `distill.engine.TOLERANCE`.
     """
 
@@ -72,27 +86,26 @@ class Teacher:
                 f"teacher.models: {len(section.models)} teachers, but loss.feature_mse compares with one teacher's "
                 f"{taps[0]!r}. Keep one teacher, or remove loss.feature_mse"
             )
-        fast = uses_predictor(section, device)
-        self._members: list[_Member | _EngineMember] = []
-        for model in section.models:
-            # The predictor has a layout of its own; a transposition inside it makes Paddle 3.3.1 fail.
-            if fast and not is_factory(model.name):
-                model = model.model_copy(update={"data_format": data_format})
-            member = _Member(model, num_classes, student_normalization, section.batch_norm, check_px)
-            _check_taps(taps, member.tap_channels)
-            if fast and device is not None:
-                self._members.append(_EngineMember(member, taps, device, section.precision, check_px))
-            else:
-                if device is not None and section.engine == "auto" and section.precision == "float32":
-                    member.use_fast_kernels()
-                member.set_precision(section.precision, taps, check_px)
-                self._members.append(member)
+        wanted = _Wanted(section, num_classes, student_normalization, tuple(taps), data_format, device, check_px)
+        self._members = [
+            _network_member(model, wanted) if isinstance(model, TeacherModel) else _FileMember(model, wanted)
+            for model in section.models
+        ]
+        self._sides = [model.resize_px for model in section.models]
+        self._maps = [
+            class_map_of(model, member.num_classes, num_classes)
+            for model, member in zip(section.models, self._members, strict=True)
+        ]
         self._taps = tuple(taps)
         self._data_format = data_format
         self.engines = [member.description for member in self._members]
         self._unsound: dict[str, Tensor] = {}
-        self._names = [f"{model.name} ({model.weights})" for model in section.models]
-        self.identity = [(model.name, sha256_of(Path(model.weights))) for model in section.models]
+        self._names = [f"{model.name} ({model.file})" for model in section.models]
+        self.identity = [
+            entry
+            for model, classes in zip(section.models, self._maps, strict=True)
+            for entry in identity_of(model.name, digest_of(model), classes.sha256 if classes is not None else None)
+        ]
         alone = self._members[0] if len(self._members) == 1 else None
         self.tap_channels: dict[str, int] = alone.tap_channels if alone is not None else {}
         self.vector_taps: frozenset[str] = alone.vector_taps if alone is not None else frozenset()
@@ -109,7 +122,7 @@ class Teacher:
             log(mean over the teachers of softmax(logits)): at temperature 1 their averaged probabilities.
         """
         with paddle.no_grad():
-            answers = [member.answer(images, self._taps, self._data_format) for member in self._members]
+            answers = [self._answer(number, images) for number in range(len(self._members))]
             for name, answer in zip(self._names, answers, strict=True):
                 count = _count_not_finite(answer)
                 self._unsound[name] = self._unsound[name] + count if name in self._unsound else count
@@ -125,6 +138,52 @@ class Teacher:
         """
         counts, self._unsound = self._unsound, {}
         return counts
+
+    def _answer(self, number: int, images: Tensor) -> dict[str, Tensor]:
+        """One teacher's, over the student's classes."""
+        side, classes = self._sides[number], self._maps[number]
+        if side is not None:
+            images = resized(images, side, self._data_format)
+        answer = self._members[number].answer(images, self._taps, self._data_format)
+        if classes is not None:
+            answer["logits"] = paddle.to_tensor(classes.logits(answer["logits"].numpy()))
+        return answer
+
+
+def resized(images: Tensor, side_px: int, data_format: str) -> Tensor:
+    """Images of another size: bilinear, half-pixel centres, borders repeated, no smoothing before shrinking.
+
+    As OpenCV's INTER_LINEAR and PyTorch's `interpolate(align_corners=False)`; an image's bits do not depend on the
+    others or on the layout.
+
+    Args:
+        images: float32 [N, 3, H, W] or [N, H, W, 3].
+        side_px: Wanted height and width; images that have them are returned as they are.
+        data_format: "NCHW" or "NHWC".
+    """
+    height, width = images.shape[2:] if data_format == "NCHW" else images.shape[1:3]
+    if height == width == side_px:
+        return images
+    with paddle.amp.auto_cast(enable=False):
+        return F.interpolate(
+            images, [side_px, side_px], mode="bilinear", align_corners=False, align_mode=0, data_format=data_format
+        )
+
+
+def class_map_of(model: AnyTeacher, teachers: int, students: int) -> ClassMap | None:
+    """How a teacher's classes become the student's; None where they are the same.
+
+    Raises:
+        UserError: They are not and nothing maps them, or the map does not fit.
+    """
+    if model.classes is not None:
+        return read_class_map(model.classes, students, teachers)
+    if teachers != students:
+        raise UserError(
+            f"the teacher {model.name} has {teachers} classes and the student {students}: state classes: FILE, which "
+            "maps the ones to the others"
+        )
+    return None
 
 
 def open_teacher(recipe: Recipe, number: int, device: Device) -> Teacher:
@@ -172,6 +231,37 @@ def average_logits(logits: Sequence[Tensor]) -> Tensor:
     return paddle.logsumexp(log_probabilities, axis=0) - paddle.log(paddle.to_tensor(float(len(logits))))
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What all teachers of a section are built for; see the arguments of `Teacher`."""
+
+    section: TeacherSection
+    num_classes: int
+    student_normalization: NormalizationSection
+    taps: tuple[str, ...]
+    data_format: str
+    device: Device | None
+    check_px: int
+
+
+def _network_member(model: TeacherModel, wanted: _Wanted) -> "_Member | _EngineMember":
+    section, device = wanted.section, wanted.device
+    fast = uses_predictor(section, device)
+    check_px = model.resize_px or wanted.check_px
+    # The predictor has a layout of its own; a transposition inside it makes Paddle 3.3.1 fail.
+    if fast and not is_factory(model.name):
+        model = model.model_copy(update={"data_format": wanted.data_format})
+    classes = model.num_classes or wanted.num_classes
+    member = _Member(model, classes, wanted.student_normalization, section.batch_norm, check_px)
+    _check_taps(wanted.taps, member.tap_channels)
+    if fast and device is not None:
+        return _EngineMember(member, wanted.taps, device, section.precision, check_px)
+    if device is not None and section.engine == "auto" and section.precision == "float32":
+        member.use_fast_kernels()
+    member.set_precision(section.precision, wanted.taps, check_px)
+    return member
+
+
 class _Member:
     """One frozen network with its own normalisation."""
 
@@ -185,6 +275,7 @@ class _Member:
     ) -> None:
         self.model = build_model(section, num_classes, size_px=size_px)
         self.tap_channels, self.vector_taps = self.model.tap_channels, self.model.vector_taps
+        self.num_classes = num_classes
         load_into(self.model, Path(section.weights))
         freeze(self.model, batch_statistics=batch_norm == "batch")
         self.normalization = section.normalization or student_normalization
@@ -231,6 +322,7 @@ class _EngineMember:
     ) -> None:
         self.tap_channels, self.vector_taps = member.tap_channels, member.vector_taps
         self._data_format: str = member.model.data_format
+        self.num_classes = member.num_classes
         self._engine = open_engine(
             member.model,
             member.normalization,
@@ -263,6 +355,26 @@ def _count_not_finite(answers: Mapping[str, Tensor]) -> Tensor:
     # A map of features is judged by its sum, which is quicker than to look at each of millions of values.
     maps = [value.flatten(1).sum(axis=1, keepdim=True) for name, value in answers.items() if name != "logits"]
     return paddle.logical_not(paddle.isfinite(paddle.concat([answers["logits"], *maps], axis=1)).all(axis=1)).sum()
+
+
+class _FileMember:
+    """One network that is a file, computed on the CPU wherever the student is."""
+
+    tap_channels: ClassVar[dict[str, int]] = {}
+    vector_taps: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, teacher: OnnxTeacher | PaddleTeacher, wanted: _Wanted) -> None:
+        if wanted.taps:
+            raise UserError(f"teacher.models: {teacher.name} is a file and has no {wanted.taps[0]!r} to compare with")
+        threads = wanted.device.threads if wanted.device is not None else 1
+        self._engine = open_file_teacher(teacher, view_px=wanted.check_px, threads=threads)
+        self.num_classes = self._engine.num_classes
+        self.description = self._engine.description
+
+    def answer(self, images: Tensor, taps: Sequence[str], data_format: str) -> dict[str, Tensor]:
+        values = images.numpy()
+        answers = self._engine(values.transpose(0, 2, 3, 1) if data_format == "NCHW" else values)
+        return {name: paddle.to_tensor(value) for name, value in answers.items()}
 
 
 def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:

@@ -23,6 +23,7 @@ from distill.models import build_model
 from distill.models.resnet import ResNet
 from distill.normalization import normalize
 from distill.onnx_file import check_onnx
+from distill.paddle_program import check_program
 from distill.parallel import Device
 from distill.recipe import NormalizationSection
 from distill.weights import load_into, sha256_of, write_weights
@@ -115,8 +116,8 @@ def prepared(views: NDArray[np.uint8], description: Description) -> NDArray[Any]
 def open_exported(path: Path, device: Device) -> ExportedNetwork:
     """Opens what `distill export` wrote.
 
-    An ONNX file is looked through first (see `distill.onnx_file`), a program of Paddle Inference is not: open those of
-    people you trust.
+    An ONNX file and a program of Paddle Inference are looked through first (see `distill.onnx_file` and
+    `distill.paddle_program`).
 
     Args:
         path: The folder, or a file of the network in it.
@@ -125,6 +126,13 @@ def open_exported(path: Path, device: Device) -> ExportedNetwork:
     Raises:
         UserError: It is incomplete, damaged, or something else.
     """
+    description, files = find_exported(path)
+    logits, engine = _OPENERS[description.format](files, description, device)
+    return ExportedNetwork(description, logits, engine)
+
+
+def find_exported(path: Path) -> tuple[Description, list[Path]]:
+    """What `distill export` wrote, and the network's files, unchanged; `path` and errors as of `open_exported`."""
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise UserError(f"{path} does not exist: expected a folder that `distill export` wrote, or a file in it")
@@ -134,8 +142,7 @@ def open_exported(path: Path, device: Device) -> ExportedNetwork:
         expected = ", ".join(file.name for file in files)
         raise UserError(f"{path} is no file of the network that {folder / FILE} describes, which is in {expected}")
     _check_unchanged(folder, files)
-    logits, engine = _OPENERS[description.format](files, description, device)
-    return ExportedNetwork(description, logits, engine)
+    return description, files
 
 
 def _files(folder: Path, description: Description) -> list[Path]:
@@ -190,6 +197,7 @@ def _save_paddle(network: "Network", description: Description, inside: Normaliza
 
 
 def _open_paddle(files: Sequence[Path], description: Description, device: Device) -> tuple[Logits, str]:
+    check_program(files[0])
     with quiet():  # Paddle prints on stdout while it optimises the graph, at the first call too
         predictor = open_predictor(files[0], files[1], "float32", device.threads)
         side = description.crop_px

@@ -11,8 +11,9 @@ from distill.files import locked, write_atomically
 from distill.labels import store as sizes
 from distill.labels.records import FORMAT, Layout
 from distill.labels.store import LabelStore
-from distill.recipe import Recipe, Stage, TeacherModel
-from distill.weights.files import sha256_of
+from distill.recipe import AnyTeacher, Recipe, Stage, TeacherModel
+from distill.teacher_classes import read_class_map
+from distill.teacher_files import digest_of, identity_of
 
 MANIFEST = "labels.json"
 WITHOUT_PART = (
@@ -36,7 +37,7 @@ WITHOUT_PART = (
 """Keys of a stage that change no answer, or stand in a store's key in another form. All others are part of it, those
 too that do not exist yet: forgetting one refuses a store that would fit, and never takes one that does not."""
 
-UNKNOWN = "unknown: the file of weights is not there"
+UNKNOWN = "unknown: the file is not there"
 
 
 def label_store(recipe: Recipe, number: int, images: Images, *, create: bool) -> LabelStore:
@@ -71,7 +72,7 @@ def label_store(recipe: Recipe, number: int, images: Images, *, create: bool) ->
         layout=Layout(recipe.num_classes, stage.labels.top_classes),
         positions=len(images),
         group_size=stage.mix_group_size,
-        teachers=tuple((teacher["name"], teacher["weights_sha256"]) for teacher in kept["key"]["teachers"]),
+        teachers=_identities(stage, kept["key"]),
         **kept["sizes"],
     )
 
@@ -100,7 +101,7 @@ def store_key(recipe: Recipe, number: int, images: Images) -> dict[str, Any]:
         "top_classes": layout.kept,
         "images": {"count": len(images), **images.identity()},
         **stage.model_dump(mode="json", exclude=set(WITHOUT_PART), exclude_none=True),
-        "teachers": [_teacher_key(model, stage) for model in stage.teacher.models],
+        "teachers": [_teacher_key(model, stage, recipe.num_classes) for model in stage.teacher.models],
         "precision": stage.teacher.precision,
     }
     stored: dict[str, Any] = json.loads(json.dumps(key))  # tuples become lists
@@ -108,21 +109,40 @@ def store_key(recipe: Recipe, number: int, images: Images) -> dict[str, Any]:
 
 
 def missing_weights(stage: Stage) -> list[str]:
-    """The teacher's files of weights that are not there, so that nothing says whether the store is theirs."""
+    """The teachers' files that are not there, so that nothing says whether the store is theirs."""
     models = stage.teacher.models if stage.teacher is not None else ()
-    return [model.weights for model in models if not Path(model.weights).exists()]
+    files = [path for model in models for path in (model.file, model.classes) if path is not None]
+    return [path for path in files if not Path(path).exists()]
 
 
-def _teacher_key(model: TeacherModel, stage: Stage) -> dict[str, Any]:
-    there = Path(model.weights).exists()
-    return {
-        "name": model.name,
-        "width": model.width,
-        "stem_stride": model.stem_stride,
-        "arguments": model.arguments,
-        "weights_sha256": sha256_of(model.weights) if there else UNKNOWN,
-        "normalization": (model.normalization or stage.normalization).model_dump(mode="json"),
-    }
+def _teacher_key(model: AnyTeacher, stage: Stage, num_classes: int) -> dict[str, Any]:
+    """What a teacher's answers depend on; a key that says nothing new of a network of the series is left out."""
+    key: dict[str, Any] = {"weights_sha256": digest_of(model) if Path(model.file).exists() else UNKNOWN}
+    normalization = model.normalization
+    if isinstance(model, TeacherModel):
+        key |= {"name": model.name, "width": model.width, "stem_stride": model.stem_stride}
+        key["arguments"] = model.arguments
+        normalization = normalization or stage.normalization
+    else:
+        key |= model.model_dump(mode="json", exclude={"path", "normalization", "resize_px", "classes"})
+    if normalization is not None:
+        key["normalization"] = normalization.model_dump(mode="json")
+    if model.resize_px is not None:
+        key["resize_px"] = model.resize_px
+    if model.classes is not None:
+        there = Path(model.classes).exists()
+        key["classes_sha256"] = read_class_map(model.classes, num_classes).sha256 if there else UNKNOWN
+    return key
+
+
+def _identities(stage: Stage, key: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Of the teachers of a store that fits: the recipe knows their names, the store its files' hashes."""
+    models = stage.teacher.models if stage.teacher is not None else ()
+    return tuple(
+        entry
+        for model, found in zip(models, key["teachers"], strict=True)
+        for entry in identity_of(model.name, found["weights_sha256"], found.get("classes_sha256"))
+    )
 
 
 def _new_sizes(stage: Stage) -> dict[str, int]:
@@ -134,7 +154,7 @@ def _require_weights(stage: Stage) -> None:
     if absent := missing_weights(stage):
         folder = stage.labels.folder if stage.labels is not None else ""
         raise UserError(
-            f"Cannot read the weights {', '.join(absent)}: {folder} holds no soft labels yet, so the teacher is needed"
+            f"Cannot read the teacher's {', '.join(absent)}: {folder} holds no soft labels yet, so it is needed"
         )
 
 

@@ -59,7 +59,7 @@ def test_answers(tmp_path, outputs, names):
     [
         ({}, "embedding_output"),
         ({"embedding_output": "polled"}, "no tensor 'polled'. Did you mean 'pooled'"),
-        ({"embedding_output": "flat", "num_classes": 4}, r"\[2, 5\] for 2 images, expected \[2, 4\]"),
+        ({"embedding_output": "flat", "num_classes": 4}, r"\[3, 5\] for 3 images, expected \[3, 4\]"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, changes, message):
