@@ -428,10 +428,12 @@ def test_two_runs_with_stored_answers_end_with_the_same_bits(files, taught, tmp_
     monkeypatch.setattr("distill.learner.open_teacher", lambda *_: pytest.fail("a teacher was built"))
     run_recipe(recipe, tmp_path / "second", device="cpu")
     assert student(tmp_path / "first") == student(tmp_path / "second")
-    summary = json.loads((tmp_path / "first" / "summary.json").read_text())
-    named = str(summary)
-    assert "teacher.onnx, classes" in named
-    assert sha256_of(model["path"]) in named
+    noted = json.loads((tmp_path / "first" / "inputs.json").read_text())["stages"]["train"]["teachers"]
+    assert [(each["network"], each["file"]) for each in noted] == [
+        ("teacher.onnx", model["path"]),
+        ("teacher.onnx, classes", str(classes)),
+    ]
+    assert noted[0]["sha256"] == sha256_of(model["path"])
 
 
 def test_a_live_file_teaches_as_its_network_does(digits, files, taught, tmp_path):
