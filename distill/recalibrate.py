@@ -9,13 +9,13 @@ from collections.abc import Iterable
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
 from distill.data.loader import TrainLoader
 from distill.data.sampler import MicroBatch
 from distill.data.types import Batch, ImageSource
 from distill.display import Display
 from distill.errors import RunError
+from distill.models.batch_norm import BATCH_NORMS
 from distill.normalization import normalize, to_unit_range
 from distill.recipe import Recipe
 
@@ -38,7 +38,7 @@ def recalibrate(model: nn.Layer, batches: Iterable[Tensor]) -> int:
     Returns:
         n, the number of images; 0 leaves the statistics as they are.
     """
-    layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BatchNorm)]
+    layers = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
     sums = [np.zeros((2, *layer._mean.shape)) for layer in layers]  # float64
     before = [(layer._momentum, layer._mean.clone(), layer._variance.clone()) for layer in layers]
     images = 0

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
 from distill.errors import UserError
+from distill.models.batch_norm import BATCH_NORMS
 
 
 class Student:
@@ -48,7 +48,7 @@ class Student:
         if not self.parameters_to_train():
             raise UserError(f"freeze: {list(freeze)} leaves no parameter to train. Remove a pattern")
         self._frozen_batch_norms = [
-            layer for name, layer in model.named_sublayers() if isinstance(layer, BatchNorm) and self._is_frozen(name)
+            layer for name, layer in model.named_sublayers() if isinstance(layer, BATCH_NORMS) and self._is_frozen(name)
         ]
         self._decay = ema_decay
         self._ema: dict[str, Tensor] = {}

@@ -10,7 +10,6 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
 from distill.engine import (
     Precision,
@@ -23,6 +22,7 @@ from distill.engine import (
 from distill.errors import UserError, did_you_mean
 from distill.losses.log_probabilities import log_softmax
 from distill.models import build_model
+from distill.models.batch_norm import BATCH_NORMS
 from distill.models.factory_names import is_factory
 from distill.models.kernels import compute_with
 from distill.normalization import normalize
@@ -391,14 +391,14 @@ def freeze(model: nn.Layer, *, batch_statistics: bool) -> None:
         parameter.stop_gradient = True
     if batch_statistics:
         for layer in model.sublayers(include_self=True):
-            if isinstance(layer, BatchNorm):
+            if isinstance(layer, BATCH_NORMS):
                 layer.training = layer.keeps_statistics = True  # for kernels that do not call the layer itself
                 layer.forward = functools.partial(_normalize_by_batch, layer)
 
 
 def _normalize_by_batch(layer: nn.Layer, features: Tensor) -> Tensor:
     # Paddle's kernel always writes new running statistics when it uses those of the batch: give it copies.
-    return F.batch_norm(
+    normalized = F.batch_norm(
         features,
         layer._mean.clone(),
         layer._variance.clone(),
@@ -406,8 +406,10 @@ def _normalize_by_batch(layer: nn.Layer, features: Tensor) -> Tensor:
         layer.bias,
         training=True,
         epsilon=layer._epsilon,
-        data_format=layer._data_format,
+        data_format=layer._data_layout if isinstance(layer, nn.BatchNorm) else layer._data_format,
     )
+    activation = getattr(layer, "_act", None)  # of the older nn.BatchNorm, a name such as "relu"
+    return normalized if activation is None else getattr(F, activation)(normalized)
 
 
 def _relaid(value: Tensor, given: str, wanted: str) -> Tensor:

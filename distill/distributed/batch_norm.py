@@ -12,9 +12,9 @@ which nothing could be decoded, or that a short step does not have, are left out
 
 import paddle
 from paddle import Tensor, nn
-from paddle.nn.layer.norm import _BatchNormBase as BatchNorm
 
 from distill.distributed.rank import Rank
+from distill.models.batch_norm import BATCH_NORMS
 
 
 class MovingStatistics:
@@ -34,7 +34,7 @@ class MovingStatistics:
         layers = [
             layer
             for layer in model.sublayers(include_self=True)
-            if isinstance(layer, BatchNorm)
+            if isinstance(layer, BATCH_NORMS)
             and layer.training
             and rank.size > 1
             and not isinstance(layer, nn.SyncBatchNorm)
@@ -111,5 +111,5 @@ def replayed(state: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
     return state
 
 
-def _like(layer: BatchNorm, value: float) -> Tensor:
+def _like(layer: nn.Layer, value: float) -> Tensor:
     return paddle.full([2 * layer._mean.size], value)

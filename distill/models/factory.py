@@ -81,7 +81,6 @@ class FactoryNetwork(nn.Layer):
         self.network = network
         self.kernels: Kernels = PaddleKernels(self.data_format)
         self._arguments = dict(arguments)
-        self._refuse_old_batch_norm()
         self.classifier = classifier or self._last_linear()
         self._classifier_layer: tuple[nn.Layer, ...] = ()  # a tuple, lest it become a second sublayer
         if self.classifier is not None:
@@ -170,15 +169,6 @@ class FactoryNetwork(nn.Layer):
     def _last_linear(self) -> str | None:
         names = [name for name, layer in self.network.named_sublayers() if isinstance(layer, nn.Linear)]
         return names[-1] if names else None
-
-    def _refuse_old_batch_norm(self) -> None:
-        """The class that Paddle had before 2.0 hides from everything that freezes, estimates or sums statistics."""
-        for name, layer in self.network.named_sublayers():
-            if type(layer) is nn.BatchNorm:
-                raise UserError(
-                    f"the network of {self.name}: its layer {name} is the old paddle.nn.BatchNorm, expected "
-                    "paddle.nn.BatchNorm2D, whose weights have the same names"
-                )
 
     def _look(self, num_classes: int, size_px: int, *, required: bool) -> None:
         """Finds the taps by a pass on noise, and checks the answer."""

@@ -207,11 +207,6 @@ class Fails(Base):
     def forward(self, images):
         raise RuntimeError("no such luck")
 
-class Old(Base):
-    def __init__(self, num_classes):
-        super().__init__(num_classes)
-        self.norm = nn.BatchNorm(6)
-
 class Half(Base):
     def forward(self, images):
         return super().forward(images).astype("float64")
@@ -245,7 +240,6 @@ number = 3
         ("fails", {}, "failed: LookupError: it is broken"),
         ("leaves", {}, "failed: SystemExit: 3"),
         ("Fails", {}, "fails on images float32 [2, 3, 28, 28]: RuntimeError: no such luck"),
-        ("Old", {}, "its layer norm is the old paddle.nn.BatchNorm, expected paddle.nn.BatchNorm2D"),
         ("Base", {"classifier": "lats"}, "has no layer 'lats'. Did you mean 'last'?"),
         ("Base", {"classifier": "first"}, "does not make the logits"),
         ("Scaled", {"classifier": "last"}, "does not make the logits"),
