@@ -341,14 +341,17 @@ def build_factory_network(
 
 
 def module_file(name: str) -> str:
-    """The file of a factory's module, once it was imported."""
-    return str(getattr(sys.modules.get(name.partition(":")[0]), "__file__", None) or "no file")
+    """The file that a factory's function is from, once it was imported; of its module where there is no function."""
+    module_name, _, function_name = name.partition(":")
+    module = sys.modules.get(module_name)
+    origin = getattr(getattr(module, function_name, None), "__module__", None)  # a package may only pass it on
+    return str(getattr(sys.modules.get(origin or module_name, module), "__file__", None) or "no file")
 
 
 def imported_code(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """File and SHA-256 of the modules of those factories among `names` that were imported, by the factory's name.
+    """File and SHA-256 of the module of each factory among `names` that was imported, by the factory's name.
 
-    What such a module imports itself is no part of it.
+    It is the module that the function is written in; what that imports itself is no part of it.
     """
     files = {name: module_file(name) for name in names if is_factory(name) and name.partition(":")[0] in sys.modules}
     return {name: (file, sha256_of(file) if Path(file).is_file() else "unknown") for name, file in files.items()}

@@ -173,6 +173,9 @@ def test_the_code_that_ran_is_named(own_module, tmp_path):
     built(name)
     file = tmp_path / f"{name.partition(':')[0]}.py"
     assert imported_code(["ResNet18", name]) == {name: (str(file), sha256_of(file))}
+    passed_on = f"{own_module(f'from {file.stem} import tiny')}:tiny"
+    built(passed_on)
+    assert imported_code([passed_on]) == {passed_on: (str(file), sha256_of(file))}
 
 
 OTHERS = """
