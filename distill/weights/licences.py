@@ -15,8 +15,8 @@ def licence_of(path: Path, sha256: str | None) -> dict[str, str] | None:
         sha256: Of its content, if known.
 
     Returns:
-        "licence", and in words what "says" so: the note that `distill weights fetch` left beside the file, where it is
-        of this content; else a published file of the same name, for which nobody vouches: PaddleClas publishes no
+        "licence", and in words what "says" so: the note beside the file (`distill weights fetch` leaves one), where it
+        is of this content; else a published file of the same name, for which nobody vouches: PaddleClas publishes no
         checksums. None: nothing is known.
     """
     try:
@@ -24,7 +24,8 @@ def licence_of(path: Path, sha256: str | None) -> dict[str, str] | None:
     except UserError:
         note = {}
     if sha256 is not None and note.get("sha256") == sha256 and isinstance(note.get("licence"), str):
-        return {"licence": note["licence"], "says": f"fetched from {note.get('url')}"}
+        url = note.get("url")
+        return {"licence": note["licence"], "says": f"fetched from {url}" if url else "as noted beside the file"}
     for file in published_files():
         if path.name in (file.file_name, PurePosixPath(file.url).name):
             return {"licence": file.licence, "says": f"by its name the published {file.name}; its content is not known"}

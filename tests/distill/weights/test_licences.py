@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 from distill.weights import sha256_of
 from distill.weights.licences import is_non_commercial, licence_of
@@ -36,3 +37,12 @@ def test_networks_whose_published_weights_exclude_commercial_use():
     assert is_non_commercial("ResNeXt101_32x8d_wsl")
     assert not is_non_commercial("ResNet50_vd")
     assert not is_non_commercial("my.module:network")
+
+
+def test_the_teacher_that_comes_with_the_project_has_its_licence():
+    teacher = Path(__file__).parents[3] / "recipes" / "fashion_mnist" / "teacher.safetensors"
+    known = licence_of(teacher, sha256_of(teacher))
+    assert known == {
+        "licence": "Apache-2.0 (of Paddle Distill, which trained it)",
+        "says": "as noted beside the file",
+    }
