@@ -1,13 +1,13 @@
-"""The framework from Python: `from distill.api import create_model, evaluate, load_recipe, train`."""
+"""The framework from Python: `from distill import create_model, evaluate, load_recipe, predict, train`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.evaluate import Evaluation, evaluate_weights
+from distill.evaluation import Evaluation, evaluate_weights
 from distill.models import create_model
 from distill.parallel import DeviceKind
-from distill.predict import predict
+from distill.prediction import predict
 from distill.recipe import Recipe
 from distill.recipe_file import load_recipe
 from distill.stages import RunResult, run_recipe

@@ -486,7 +486,7 @@ def evaluate(
 
         check_recordable(loaded)
     require_paddle()
-    from distill.evaluate import evaluate_weights
+    from distill.evaluation import evaluate_weights
 
     result = evaluate_weights(loaded, weights, device=device.value)
     if record:
@@ -547,7 +547,7 @@ def predict(
     if exported is not None and (weights is not None or device is DeviceName.GPU):
         raise UserError("--model has its own weights and computes on the CPU: leave out --weights and --device")
     require_paddle()
-    from distill import predict as prediction
+    from distill import prediction
 
     found_images = prediction.find_images(images)
     if exported is not None:

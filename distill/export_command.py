@@ -100,7 +100,7 @@ def export(
     recipe, found = find_trained(recipe_or_run, weights, overrides)
     import_paddle()
     from distill.export.write import ExportOptions, export_student
-    from distill.predict import read_class_names
+    from distill.prediction import read_class_names
 
     options = ExportOptions(
         format=file_format.value,

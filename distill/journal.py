@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.data.types import Batch, Failure
 from distill.display import Display
-from distill.evaluate import Evaluation
+from distill.evaluation import Evaluation
 from distill.metrics import MetricsLog
 from distill.recipe import Recipe
 from distill.report import first_views_picture, write_picture

@@ -17,7 +17,7 @@ from distill.distributed.gradients import GradientSum, sum_over_ranks
 from distill.distributed.sync_batch_norm import synchronize
 from distill.distributed.world import ALONE, World
 from distill.errors import RunError, UserError
-from distill.evaluate import Evaluation, count_hits, measure
+from distill.evaluation import Evaluation, count_hits, measure
 from distill.labels.inventory import take_inventory
 from distill.labels.records import NotFiniteAnswers
 from distill.labels.store import LabelStore

@@ -19,7 +19,7 @@ import paddle
 from distill import checkpoint
 from distill.display import Display
 from distill.errors import RunError
-from distill.evaluate import measure, open_evaluation
+from distill.evaluation import measure, open_evaluation
 from distill.metrics import read_metrics
 from distill.models import build_model
 from distill.models.kernels import compute_with
@@ -29,7 +29,7 @@ from distill.rehearsal_checks import StageCheck, needs_no_teacher, teacher_bytes
 from distill.scale_down import stand_in
 from distill.scale_down_inputs import random_weights
 from distill.signals import Interrupted
-from distill.train import stage_folder, train_stage
+from distill.training import stage_folder, train_stage
 from distill.weights import write_weights
 
 SECONDS = 15.0

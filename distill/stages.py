@@ -13,7 +13,7 @@ from distill.distributed.agreement import agree_on_run
 from distill.distributed.rank import Rank, rank_of_environment
 from distill.distributed.world import World, joined
 from distill.errors import UserError
-from distill.evaluate import Evaluation
+from distill.evaluation import Evaluation
 from distill.files import owned, write_atomically
 from distill.parallel import Device, DeviceKind, setup_process
 from distill.recipe import Recipe
@@ -21,7 +21,7 @@ from distill.recipe_differences import differences, not_accepted
 from distill.recipe_file import load_recipe, resolved_yaml
 from distill.report import environment, write_json
 from distill.run_report.card import write_card
-from distill.train import StageResult, stage_folder, train_stage
+from distill.training import StageResult, stage_folder, train_stage
 
 
 @dataclass(frozen=True)

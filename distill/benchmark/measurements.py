@@ -12,7 +12,7 @@ from distill.files import cannot_write, locked, write_atomically
 from distill.models.specs import SPECS
 
 if TYPE_CHECKING:
-    from distill.evaluate import Evaluation
+    from distill.evaluation import Evaluation
     from distill.parallel import Device
     from distill.recipe import AnySource, Recipe
 

@@ -14,7 +14,7 @@ from distill.display import Display
 from distill.errors import RunError
 from distill.export.description import Description, StoredPrecision
 from distill.export.files import ExportedNetwork, Logits
-from distill.predict import softmax
+from distill.prediction import softmax
 
 COMPARED_IMAGES = 256
 BATCH_SIZE = 32

@@ -17,7 +17,7 @@ from distill.errors import DistillError
 from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
 from distill.parallel import Device
-from distill.predict import softmax
+from distill.prediction import softmax
 from distill.recipe import ClassFoldersSource, Recipe
 from distill.teacher import Teacher, open_teacher
 from distill.weights import load_into

@@ -6,7 +6,7 @@ from pathlib import Path
 from distill.errors import DistillError, UserError
 from distill.files import write_atomically
 from distill.parallel import Device, DeviceKind, setup_process
-from distill.predict import read_class_names
+from distill.prediction import read_class_names
 from distill.run_report.answers import Answers, ask
 from distill.run_report.collect import RunFacts, collect
 from distill.run_report.page import render

@@ -68,7 +68,7 @@ def epoch(
     freeze: tuple[str, ...] = (),
     features: Path | None = None,
 ) -> tuple[Callable[[], None], Any]:
-    """A function that trains for an epoch, as `distill.train` does, and the store of features, where there is one."""
+    """A function that trains for an epoch, as `distill.training` does, and the store of features, if there is one."""
     from distill.data.loader import TrainLoader
     from distill.data.sources import open_sources
     from distill.learner import Learner

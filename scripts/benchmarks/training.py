@@ -86,7 +86,7 @@ def noise_batch(px: int, batch: int) -> Batch:
 
 
 def training_step(learner: "Learner", next_batch: Callable[[], Batch]) -> Callable[[], None]:
-    """Forward, backward and update on a batch, as `distill.train` makes them."""
+    """Forward, backward and update on a batch, as `distill.training` makes them."""
 
     def step() -> None:
         terms = learner.accumulate(next_batch())

@@ -49,7 +49,7 @@ def measure_teacher(path: Path, overrides: Sequence[str] = ()) -> tuple[float, i
         raise UserError(f"{path}: its last stage, {stage.name}, has no teacher")
     device = setup_process()  # before anything imports Paddle
 
-    from distill.evaluate import count_hits, open_evaluation
+    from distill.evaluation import count_hits, open_evaluation
     from distill.normalization import to_unit_range
     from distill.teacher import open_teacher
 

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from distill.api import evaluate, load_recipe
+import distill
+from distill import create_model, evaluate, load_recipe, predict, train
 from distill.errors import UserError
 
 README = Path(__file__).parents[2] / "README.md"
@@ -45,3 +46,19 @@ def test_weights_that_are_not_there_are_named(digits, tmp_path):
     recipe = load_recipe(digits.recipe(tmp_path / "digits.yaml"))
     with pytest.raises(UserError, match="expected weights of digits, received None"):
         evaluate(recipe)
+
+
+def test_the_package_offers_the_api_beside_its_modules():
+    from distill import api, training
+
+    for name in distill.__all__:
+        assert getattr(distill, name) is getattr(api, name)
+    assert (api.create_model, api.predict, api.train) == (create_model, predict, train)
+    assert {*distill.__all__, "training"} <= {*dir(distill)}
+    assert distill.training is training
+    folder = Path(distill.__file__).parent
+    assert not [name for name in distill.__all__ if list(folder.glob(f"{name}.py"))]  # a module would hide the function
+    with pytest.raises(AttributeError, match="module 'distill' has no attribute 'trian'"):
+        _ = distill.trian
+    with pytest.raises(ImportError, match="cannot import name 'trian'"):
+        from distill import trian  # noqa: F401

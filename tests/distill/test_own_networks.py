@@ -12,14 +12,14 @@ import paddle
 import pytest
 
 from distill.errors import RunError, UserError
-from distill.evaluate import evaluate_weights
+from distill.evaluation import evaluate_weights
 from distill.export.write import ExportOptions, export_student
 from distill.labels.manifest import store_key
 from distill.learner import Learner
 from distill.metrics import read_metrics
 from distill.models.factory import find_factory
 from distill.parallel import Device
-from distill.predict import predict, predict_exported
+from distill.prediction import predict, predict_exported
 from distill.recipe import ModelSection
 from distill.recipe_file import load_recipe
 from distill.scale_down_inputs import random_weights

@@ -16,7 +16,7 @@ from distill.metrics import read_metrics
 from distill.recipe import EvaluationSection, RuntimeSection
 from distill.recipe_file import load_recipe
 from distill.stages import run_recipe
-from distill.train import Position, Saver
+from distill.training import Position, Saver
 
 EVALUATION = {
     "sources": [{"kind": "class_folders", "root": "x"}],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.evaluate import evaluate_weights
+from distill.evaluation import evaluate_weights
 from distill.models import create_model
 from distill.recipe_file import load_recipe
 from distill.weights import write_weights

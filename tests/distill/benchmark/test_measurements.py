@@ -7,7 +7,7 @@ import pytest
 
 from distill.benchmark.measurements import measurement, read_measurements, record
 from distill.errors import RunError, UserError
-from distill.evaluate import Evaluation
+from distill.evaluation import Evaluation
 from distill.parallel import Device
 from distill.recipe_file import load_recipe
 from distill.weights import sha256_of, write_weights

@@ -10,7 +10,7 @@ import yaml
 
 from distill.errors import RunError, UserError
 from distill.export.write import ExportOptions, export_student
-from distill.predict import find_images, predict, predict_exported
+from distill.prediction import find_images, predict, predict_exported
 from distill.weights import load_into, read_weights
 
 WAYS = [

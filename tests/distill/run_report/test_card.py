@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from distill.errors import UserError
-from distill.predict import predict
+from distill.prediction import predict
 from distill.recipe_file import load_recipe
 from distill.run_report.card import code, render_card, text
 from distill.stages import run_recipe

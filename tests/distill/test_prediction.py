@@ -8,7 +8,7 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.models import create_model
-from distill.predict import (
+from distill.prediction import (
     Prediction,
     RankedClass,
     find_images,

@@ -12,7 +12,7 @@ from distill.metrics import read_metrics
 from distill.parallel import Device
 from distill.recipe_file import load_recipe
 from distill.stages import run_recipe
-from distill.train import train_stage
+from distill.training import train_stage
 from distill.weights import read_weights
 
 CPU = Device("cpu", 2)

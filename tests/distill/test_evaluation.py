@@ -5,7 +5,7 @@ import pytest
 
 from distill.engine import EagerEngine, PredictorEngine, open_engine
 from distill.errors import RunError, UserError
-from distill.evaluate import evaluate_weights, measure, open_evaluation
+from distill.evaluation import evaluate_weights, measure, open_evaluation
 from distill.recipe_file import load_recipe
 from distill.stages import run_recipe
 
@@ -82,7 +82,7 @@ def engines(monkeypatch):
         opened.append(open_engine(*arguments, **options))
         return opened[-1]
 
-    monkeypatch.setattr("distill.evaluate.open_engine", spy)
+    monkeypatch.setattr("distill.evaluation.open_engine", spy)
     return opened
 
 

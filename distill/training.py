@@ -23,7 +23,7 @@ from distill.distributed.step import StepNews, exchange_news
 from distill.distributed.sync_batch_norm import check_full_turns
 from distill.distributed.world import ALONE, World
 from distill.errors import RunError
-from distill.evaluate import Evaluation
+from distill.evaluation import Evaluation
 from distill.features import FeatureStore
 from distill.journal import Journal
 from distill.labels.builders import teacher_processes
