@@ -8,7 +8,7 @@ from distill.engine import open_predictor, quiet, run_predictor
 from distill.engine_files import TRIED, FileEngine, NetworkInput
 from distill.engine_onnx import check_logits
 from distill.errors import UserError
-from distill.paddle_program import check_program
+from distill.paddle_program import check_program, check_program_weights
 from distill.recipe import NormalizationSection
 
 
@@ -41,6 +41,7 @@ def open_paddle_engine(
     """
     program, weights = program_files(program)
     inputs = check_program(program)
+    check_program_weights(weights)
     if len(inputs) != 1:
         names = ", ".join(repr(each.name) for each in inputs)
         raise UserError(f"{program} has {len(inputs)} inputs, {names:.200}, expected one: images")

@@ -2,15 +2,17 @@
 
 A program may hold operators that do more than compute: tried with Paddle 3.3.1, `save` in a .pdmodel writes any file
 that its user may write, and `read_file` reads one. Others open sockets, run serialised engines of other libraries or
-call functions of the process (`py_func`). So only operators that image networks consist of are taken. What a program
-costs in time and memory, and the parser of its weights, are not looked at.
+call functions of the process (`py_func`). So only operators that image networks consist of are taken. Weights must be
+whole: Paddle opens a file that was cut off without a word. What a program costs in time and memory is not bounded.
 """
 
 import json
+import math
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from distill.errors import UserError
 from distill.files import check_regular
@@ -45,6 +47,19 @@ OPERATORS = frozenset(_NAMES.split())
 _BUILTIN = frozenset({"p", "0.combine", "0.split", "0.slice", "0.constant"})  # of the new format: weights, lists
 _DIALECT = "1."  # the new format's number of Paddle's own operators
 _DTYPES = {4: "float16", 5: "float32", 20: "uint8"}  # of the old format
+_ITEM_BYTES = {
+    0: 1,
+    1: 2,
+    2: 4,
+    3: 8,
+    4: 2,
+    5: 4,
+    6: 8,
+    20: 1,
+    21: 1,
+    22: 2,
+}  # of a tensor in a file of weights, by type
+_LONGEST_DESCRIPTION = 2**10
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,55 @@ def _check_protobuf(content: bytes) -> list[ProgramInput]:
     inputs = []
     for variable in program.blocks[0].vars:
         if variable.name in fed:
-            tensor = variable.type.lod_tensor.tensor
+            kinds = variable.type  # Paddle 2 calls the field otherwise
+            tensor = (kinds.dense_tensor if hasattr(kinds, "dense_tensor") else kinds.lod_tensor).tensor
             kind = _DTYPES.get(tensor.data_type, f"type {tensor.data_type}")
             inputs.append(ProgramInput(variable.name, tuple(tensor.dims), kind))
     return inputs
+
+
+# --- .pdiparams -----------------------------------------------------------------------------------
+
+
+def check_program_weights(path: Path) -> None:
+    """Checks that a file of weights is whole: tensors one behind the other up to its end. Their values are not read.
+
+    A tensor is a version (uint32), levels of nesting (uint64, and for each a length and as many bytes), once more a
+    version, the length of its description (int32), the description (protobuf: type and shape) and its values.
+
+    Raises:
+        UserError: It is damaged or cannot be read.
+    """
+    try:
+        check_regular(path)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while file.tell() < size:
+                _pass_tensor(file, size)
+    except OSError as error:
+        raise UserError(f"Cannot read the weights {path}: {error.strerror or error}") from error
+    except Exception as error:  # protobuf's own
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not a whole file of weights: {reason}. Copy or export it again") from error
+
+
+def _pass_tensor(file: BinaryIO, size: int) -> None:
+    from paddle.base.proto import framework_pb2
+
+    _, levels = struct.unpack("<IQ", file.read(12))
+    for _ in range(min(levels, size)):
+        _skip(file, struct.unpack("<Q", file.read(8))[0], size)
+    _, length = struct.unpack("<Ii", file.read(8))
+    if not 0 <= length <= _LONGEST_DESCRIPTION:
+        raise ValueError(f"a tensor's description of {length} bytes")
+    description = framework_pb2.VarType.TensorDesc()
+    description.ParseFromString(file.read(length))
+    if description.data_type not in _ITEM_BYTES or min(description.dims, default=1) < 0:
+        raise ValueError(f"a tensor of type {description.data_type} and shape {list(description.dims)[:8]}")
+    _skip(file, _ITEM_BYTES[description.data_type] * math.prod(description.dims), size)
+
+
+def _skip(file: BinaryIO, count: int, size: int) -> None:
+    if file.tell() + count > size:
+        raise ValueError("a tensor lies beyond its end")
+    file.seek(count, 1)
