@@ -10,6 +10,7 @@ from distill.benchmark.tables import published_models
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.recipe_file import load_recipe
+from distill.teacher_classes import read_class_map
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "mining")
@@ -39,7 +40,7 @@ def fact(path, name):
 
 
 def test_there_are_as_many_as_we_think():
-    assert len(RECIPES) == 35
+    assert len(RECIPES) == 36
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -179,3 +180,19 @@ def test_the_shipped_teacher_fits_its_recipe():
     assert (section.name, section.width, section.stem_stride) == (trained.name, trained.width, trained.stem_stride)
     model = create_model(section.name, 10, width=section.width, stem_stride=section.stem_stride)
     load_into(model, ROOT / section.weights)
+
+
+# --- CIFAR-10 -----------------------------------------------------------------------------------
+
+
+def test_the_map_of_imagenets_classes_is_one():
+    classes = read_class_map(ROOT / "recipes/cifar10/imagenet_classes.txt", students=10, teachers=1000)
+    chosen = classes.teacher_classes.tolist()
+    assert len(classes.starts) == 10 and len(set(chosen)) == len(chosen) and 0 <= min(chosen) <= max(chosen) <= 999
+
+
+def test_the_map_of_imagenets_classes_names_what_it_maps():
+    text = (ROOT / "recipes/cifar10/imagenet_classes.txt").read_text()
+    named = re.findall(r"^(\d)  [\d,-]+ +# (\w+): ", text, re.MULTILINE)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert named == [(str(number), name) for number, name in enumerate(names)]
