@@ -581,18 +581,19 @@ def _console() -> "Console":
 def _scaled_down(
     recipe: "Recipe", data: Path | None, output: Path | None, inputs: Path | None, device: DeviceName
 ) -> "Recipe":
-    """The recipe in small, with what it needs written to `inputs`; None: into the run's folder."""
+    """The recipe in small; writes what it needs to `inputs`, None: into the run's folder, unless that run has it."""
     from distill.parallel import setup_process
     from distill.scale_down import WARNING, scale_down, scaled_down_name
     from distill.scale_down_inputs import SmallImages, write_inputs
     from distill.stages import has_begun
 
     run = output or Path("runs") / scaled_down_name(recipe)
-    folder = inputs or run / "inputs"
+    begun = has_begun(run)  # it may be resumed, with what it has
+    folder = run / "inputs" if inputs is None or begun else inputs
     images = SmallImages(data, folder)
     small = scale_down(recipe, images.data, folder)
     setup_process(device.value, seed=recipe.seed)
-    if inputs is not None or not has_begun(run):  # else that run has them, and may be resumed
+    if not begun:
         write_inputs(small, images, folder)
     typer.echo(f"scaled down to {images.description}; teachers have random weights; {WARNING}", err=True)
     return small

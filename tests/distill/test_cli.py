@@ -219,3 +219,7 @@ def test_a_recipe_is_rehearsed_and_scaled_down(run_cli, digits, tmp_path, monkey
     assert (run / "student.safetensors").is_file() and (run / "inputs" / "teacher-0.safetensors").is_file()
     assert run_cli("train", EXAMPLE, *small)[0] == 2
     assert run_cli("train", EXAMPLE, "--resume", *small)[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    status, output, errors = run_cli("train", EXAMPLE, "--dry-run", "--resume", *small)
+    assert status == 0, errors
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
