@@ -1,6 +1,7 @@
 """The ranks of this host: started through Paddle's launcher, watched, and ended together."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -21,6 +22,8 @@ from distill.errors import RunError, UserError
 START_SECONDS = 300.0
 """How long Paddle's launchers may take to find each other and to start the ranks."""
 
+_PRIVATE_PREFIX = "distill-launch-"
+_LOCK = "lock"
 _SHOWN_LINES = 8
 _LONGEST_SHOWN_LINE = 400
 _END_SECONDS = 30.0
@@ -136,7 +139,9 @@ class LocalRanks:
             self._log = self._launcher_log.open("ab")
         except OSError as error:
             raise UserError(f"cannot write logs to {logs}: {error.strerror}. Choose another --output") from error
-        self._private = Path(tempfile.mkdtemp(prefix="distill-launch-"))  # nobody else may look into it
+        remove_leftovers(Path(tempfile.gettempdir()))
+        self._private = Path(tempfile.mkdtemp(prefix=_PRIVATE_PREFIX))  # nobody else may look into it
+        self._lock = lock_private(self._private)
         self._listener = _listen(self._private / "socket", place.ranks)
         self._shown = _Follower(log_path(logs, 0), show) if show is not None and place.number == 0 else None
         keeper = [sys.executable, "-u", "-m", "distill.distributed.keeper", str(self._private / "socket"), str(logs)]
@@ -206,6 +211,7 @@ class LocalRanks:
             self._listener.close()
             self._log.close()
             shutil.rmtree(self._private, ignore_errors=True)
+            self._lock.close()
 
     @property
     def _launcher_log(self) -> Path:
@@ -259,6 +265,23 @@ class _Keeper:
     rank: int | None = None
     status: int | None = None
     gone: bool = False
+
+
+def lock_private(folder: Path) -> BinaryIO:
+    """Marks a private folder as in use for as long as this process lives and the file that it returns is open."""
+    lock = (folder / "new").open("wb")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(folder / "new", folder / _LOCK)  # it appears under its name when it is held
+    return lock
+
+
+def remove_leftovers(temporary: Path) -> None:
+    """Removes what supervisors left behind that were killed by SIGKILL: private folders of ours that nobody holds."""
+    for folder in temporary.glob(f"{_PRIVATE_PREFIX}*"):
+        with contextlib.suppress(OSError), (folder / _LOCK).open("rb") as lock:
+            if folder.stat().st_uid == os.getuid() and not folder.is_symlink():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _listen(path: Path, backlog: int) -> socket.socket:
