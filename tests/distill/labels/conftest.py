@@ -21,3 +21,10 @@ def taught(digits, teacher_weights, tmp_path):
         return digits.recipe(tmp_path / f"{name}.yaml", **(content | changes))
 
     return write
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Stores that are made in the test have blocks of 32 positions and shards of 64."""
+    monkeypatch.setattr("distill.labels.store.BLOCK_POSITIONS", 32)
+    monkeypatch.setattr("distill.labels.store.SHARD_BLOCKS", 2)

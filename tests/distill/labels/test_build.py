@@ -23,13 +23,6 @@ from distill.stages import run_recipe
 CPU = Device("cpu", 2)
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Stores that are made in the test have blocks of 32 positions and shards of 64."""
-    monkeypatch.setattr("distill.labels.store.BLOCK_POSITIONS", 32)
-    monkeypatch.setattr("distill.labels.store.SHARD_BLOCKS", 2)
-
-
 def store_of(path, *overrides, create=False):
     recipe = load_recipe(path, overrides)
     return label_store(recipe, 0, open_sources(recipe.stages[0].data.sources, 10), create=create)

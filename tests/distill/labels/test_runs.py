@@ -69,13 +69,6 @@ def no_teacher(monkeypatch):
     return lambda: monkeypatch.setattr("distill.learner.open_teacher", lambda *_: pytest.fail("a teacher was built"))
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Stores that are made in the test have blocks of 32 positions and shards of 64."""
-    monkeypatch.setattr("distill.labels.store.BLOCK_POSITIONS", 32)
-    monkeypatch.setattr("distill.labels.store.SHARD_BLOCKS", 2)
-
-
 def store_of(path, *overrides, create=False):
     recipe = load_recipe(path, overrides)
     return label_store(recipe, 0, open_sources(recipe.stages[0].data.sources, 10), create=create)
