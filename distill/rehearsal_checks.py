@@ -184,27 +184,29 @@ def _check_teacher(recipe: Recipe, number: int, found: StageCheck, problems: lis
             found.labels = take_inventory(label_store(recipe, number, source, create=False), stage)
     absent = missing_weights(stage) if needs_no_teacher(found) else []
     for place, model in enumerate(stage.teacher.models if stage.teacher is not None else ()):
-        path = model.file
-        if path in absent or model.classes in absent:
-            found.weights.append(f"{path if path in absent else model.classes} is not there: all answers are stored")
+        if not_there := [path for path in (model.file, model.classes) if path in absent]:
+            found.weights.append(f"{not_there[0]} is not there: all its answers are stored")
             continue
-        with _noted(problems, f"{key}.models.{place}"):
-            found.weights.append(_check_teacher_model(model, stage.view.size_px, recipe.num_classes))
+        classes = None
+        with _noted(problems, f"{key}.models.{place}.{'weights' if isinstance(model, TeacherModel) else 'path'}"):
+            said, classes = _check_teacher_file(model, stage.view.size_px, recipe.num_classes)
+            found.weights.append(said)
+        with _noted(problems, f"{key}.models.{place}.classes"):
+            if classes is not None and (mapped := class_map_of(model, classes, recipe.num_classes)) is not None:
+                found.weights.append(
+                    f"{model.classes} maps {len(mapped.teacher_classes):,} of {classes:,} classes to the student's "
+                    f"{recipe.num_classes:,}, SHA-256 {mapped.sha256}"
+                )
 
 
-def _check_teacher_model(model: AnyTeacher, view_px: int, num_classes: int) -> str:
-    """What a teacher's file is, where it fits; of one with classes of its own the map is read too."""
+def _check_teacher_file(model: AnyTeacher, view_px: int, num_classes: int) -> tuple[str, int]:
+    """What a teacher's file is, where it fits, and how many classes it answers with."""
     if isinstance(model, TeacherModel):
         classes = model.num_classes or num_classes
-        said = check_weights(model, model.weights, classes, model.resize_px or view_px)
-    else:
-        engine = open_file_teacher(model, view_px=view_px, threads=1)
-        classes = engine.num_classes
-        said = f"{model.path} answers with {classes:,} classes ({engine.description}), SHA-256 {digest_of(model)}"
-    mapped = class_map_of(model, classes, num_classes)
-    if mapped is None:
-        return said
-    return f"{said}; {model.classes} maps {len(mapped.teacher_classes):,} of them to the student's {num_classes:,}"
+        return check_weights(model, model.weights, classes, model.resize_px or view_px), classes
+    engine = open_file_teacher(model, view_px=view_px, threads=1)
+    said = f"{model.path} answers with {engine.num_classes:,} classes ({engine.description}), SHA-256 "
+    return said + digest_of(model), engine.num_classes
 
 
 def needs_no_teacher(found: StageCheck) -> bool:

@@ -154,7 +154,7 @@ def _require_weights(stage: Stage) -> None:
     if absent := missing_weights(stage):
         folder = stage.labels.folder if stage.labels is not None else ""
         raise UserError(
-            f"Cannot read the teacher's {', '.join(absent)}: {folder} holds no soft labels yet, so it is needed"
+            f"Cannot read the weights {', '.join(absent)}: {folder} holds no soft labels yet, so the teacher is needed"
         )
 
 

@@ -490,11 +490,11 @@ def test_a_dry_run_says_what_a_file_is_and_what_is_wrong(files, taught, tmp_path
     status, said, errors = run_cli(*run)
     assert status == 0, errors
     assert re.search(r"teacher\.json answers with 10 classes \(Paddle Inference, oneDNN, float32\), SHA-256 ", said)
-    assert "map.txt maps 10 of them to the student's 10" in said
+    assert "map.txt maps 10 of 10 classes to the student's 10, SHA-256 " in said
     (tmp_path / "map.txt").write_text("0 10\n")
     status, _, errors = run_cli(*run)
     assert status == 2
-    assert "teacher.models.0: " in errors
+    assert "teacher.models.0.classes: " in errors
     assert "line 1: class 10 is outside the teacher's 0..9" in errors
 
 
