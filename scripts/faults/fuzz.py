@@ -154,8 +154,8 @@ CHANGES: list[Callable[[bytes, random.Random], bytes]] = [
 # --- trying ------------------------------------------------------------------------------------
 
 
-class TookTooLong(Exception):
-    """Not a subclass of what readers catch on purpose: still an exception, which a finding names."""
+class TookTooLong(BaseException):
+    """No `Exception`, which some readers turn into an error of their own."""
 
 
 def attempt(target: Target, content: bytes, folder: Path, draw: random.Random) -> tuple[str, float]:

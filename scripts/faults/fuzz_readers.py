@@ -304,6 +304,42 @@ def onnx_files(folder: Path) -> Target:
     return Target("ONNX", [seed], lambda path, _: check_onnx(onnx, path))
 
 
+def _small_program(folder: Path) -> list[Path]:
+    """One network as programs of Paddle 3 and of Paddle 2, and its weights."""
+    import paddle
+
+    from distill.engine import quiet, save_program
+
+    spec = paddle.static.InputSpec([None, 3, 8, 8], "float32", "images")
+    model = paddle.nn.Sequential(paddle.nn.Conv2D(3, 2, 3), paddle.nn.BatchNorm2D(2), paddle.nn.ReLU())
+    model.eval()
+    with quiet():
+        new, _ = save_program(model, folder / "new", spec)
+        with paddle.pir_utils.OldIrGuard():
+            paddle.jit.save(model, str(folder / "old"), input_spec=[spec])
+    return [new, folder / "old.pdmodel", folder / "old.pdiparams"]
+
+
+def programs(folder: Path) -> Target:
+    from distill.paddle_program import check_program
+
+    new, old, _ = (path.read_bytes() for path in _small_program(folder))
+
+    def read(path: Path, draw: random.Random) -> object:
+        is_json = path.read_bytes()[:1] == b"{"
+        suffix = ".json" if is_json != (draw.random() < 0.1) else ".pdmodel"
+        return check_program(path.rename(path.with_suffix(suffix)))
+
+    return Target("Paddle program", [new, old], read)
+
+
+def program_weights(folder: Path) -> Target:
+    from distill.paddle_program import check_program_weights
+
+    seed = _small_program(folder)[2].read_bytes()
+    return Target("Paddle program's weights", [seed], lambda path, _: check_program_weights(path))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "recipe": recipes,
     "mining-recipe": mining_recipes,
@@ -322,5 +358,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "inference": descriptions,
     "metrics": logs,
     "onnx": onnx_files,
+    "program": programs,
+    "program-weights": program_weights,
 }
 """By name, for --target; each is given a folder of its own."""
