@@ -26,7 +26,8 @@ from efficientnet_lite0_graph import LITE0, build_network
 
 from distill.data.augment import evaluation_view
 from distill.data.decode import decode_image
-from distill.engine_onnx import OnnxEngine, open_onnx_engine
+from distill.engine_files import FileEngine
+from distill.engine_onnx import open_onnx_engine
 from distill.errors import DistillError, RunError, UserError
 from distill.files import check_regular, write_atomically
 from distill.recipe import NormalizationSection
@@ -200,7 +201,7 @@ def check(network: Path, photographs: Path) -> list[Row]:
     return rows
 
 
-def classify(engine: OnnxEngine, name: str, data: bytes) -> Row:
+def classify(engine: FileEngine, name: str, data: bytes) -> Row:
     """What the network sees in one photograph, whose name ends with its class."""
     match = PHOTOGRAPHS.wanted.fullmatch(name)
     if match is None:
