@@ -151,8 +151,9 @@ def test_the_classifier_is_trained_as_by_numpy(fix, train, weights):
             gradients = [np.zeros_like(weight), np.zeros_like(bias)]
     start = read_weights(weights)
     assert np.abs(weight - start["fc.weight"]).max() > 0.01
-    np.testing.assert_allclose(trained["fc.weight"], weight, atol=2e-5)
-    np.testing.assert_allclose(trained["fc.bias"], bias, atol=2e-5)
+    # The trunk's float32 features come from another engine: on one core 4e-5 in the end.
+    np.testing.assert_allclose(trained["fc.weight"], weight, atol=1e-4)
+    np.testing.assert_allclose(trained["fc.bias"], bias, atol=1e-4)
 
 
 @pytest.mark.parametrize("ema", [None, 0.5])
