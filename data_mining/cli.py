@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.command_line import run_command
-from distill.command_options import DebugOption, DeviceName, VersionOption
+from distill.commands.command_line import run_command
+from distill.commands.options import DebugOption, DeviceName, VersionOption
 from distill.errors import UserError
 
 if TYPE_CHECKING:

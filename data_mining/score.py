@@ -48,7 +48,7 @@ from distill.errors import RunError, UserError
 from distill.weights import sha256_of
 
 if TYPE_CHECKING:
-    from distill.engine import Answers, Engine, Precision
+    from distill.engines.engine import Answers, Engine, Precision
     from distill.parallel import DeviceKind
 
 STAGE = "score"
@@ -384,7 +384,7 @@ def _engine(recipe: MiningRecipe) -> "Engine":
 @functools.cache  # a worker opens its engine once, for all its shards
 def _open_engine(teacher: AnyTeacher, precision: "Precision", device: "DeviceKind", threads: int) -> "Engine":
     if isinstance(teacher, OnnxTeacher):
-        from distill.engine_onnx import open_onnx_engine
+        from distill.engines.onnx_engine import open_onnx_engine
 
         return open_onnx_engine(
             teacher.path,
@@ -399,7 +399,7 @@ def _open_engine(teacher: AnyTeacher, precision: "Precision", device: "DeviceKin
 
     kind = setup_process(device).kind  # before anything imports Paddle
 
-    from distill.engine import open_teacher_engine
+    from distill.engines.engine import open_teacher_engine
     from distill.recipe import TeacherModel
 
     network = TeacherModel(

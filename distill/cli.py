@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.board_command import board
-from distill.card_command import card
-from distill.command_line import load_named, require_paddle, run_command
-from distill.command_options import (
+from distill.commands.board import board
+from distill.commands.card import card
+from distill.commands.command_line import load_named, require_paddle, run_command
+from distill.commands.export import export
+from distill.commands.labels import labels_app
+from distill.commands.latency import latency
+from distill.commands.options import (
     DebugOption,
     DeviceName,
     DeviceOption,
@@ -26,12 +29,9 @@ from distill.command_options import (
     VersionOption,
     WeightsOption,
 )
+from distill.commands.report import report
+from distill.commands.weights import weights_app
 from distill.errors import UserError
-from distill.export_command import export
-from distill.labels_command import labels_app
-from distill.latency_command import latency
-from distill.report_command import report
-from distill.weights_command import weights_app
 
 if TYPE_CHECKING:
     from rich.console import Console

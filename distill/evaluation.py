@@ -13,7 +13,7 @@ from distill.data.sources import open_sources
 from distill.data.types import Batch, Failure
 from distill.display import Display
 from distill.distributed.world import ALONE, World
-from distill.engine import Engine, EngineKind, open_engine
+from distill.engines.engine import Engine, EngineKind, open_engine
 from distill.errors import RunError
 from distill.metrics import topk_hits
 from distill.models import build_model
@@ -114,7 +114,7 @@ def count_hits(
 
 
 def evaluate_weights(recipe: Recipe, weights: Path, *, device: DeviceKind = "auto") -> Evaluation:
-    """Measures weights as the recipe's last stage evaluates, on a CPU with Paddle Inference (see `distill.engine`).
+    """Measures weights as the recipe's last stage evaluates, on a CPU with Paddle Inference (`distill.engines.engine`).
 
     Args:
         recipe: States the network, the images and the preprocessing.

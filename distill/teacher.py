@@ -11,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from distill.engine import (
+from distill.engines.engine import (
     Precision,
     check_agreement,
     check_support,
@@ -67,7 +67,7 @@ class Teacher:
     Raises:
         UserError: Weights, files or a map of classes are missing or do not fit, taps of several teachers or of a file
             are asked for, or the device has not the precision.
-        RunError: The engine's answers differ from the plain model's by more than `distill.engine.TOLERANCE`.
+        RunError: The engine's answers differ from the plain model's by more than `distill.engines.engine.TOLERANCE`.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ def open_teacher(recipe: Recipe, number: int, device: Device) -> Teacher:
 
 
 def uses_predictor(section: TeacherSection, device: Device | None) -> bool:
-    """Whether Paddle Inference computes (see `distill.engine`): on a CPU, with stored statistics, unless not wanted.
+    """Whether Paddle Inference computes (`distill.engines`): on a CPU, with stored statistics, unless not wanted.
 
     Raises:
         UserError: The device has not the precision, or not with this engine and these statistics.

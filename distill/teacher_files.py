@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.engine import Answers, EngineImages
-from distill.engine_files import TRIED, FileEngine
-from distill.engine_onnx import import_extra, open_onnx_engine
-from distill.engine_paddle import open_paddle_engine, program_files
+from distill.engines.engine import Answers, EngineImages
+from distill.engines.file_engine import TRIED, FileEngine
+from distill.engines.onnx_engine import import_extra, open_onnx_engine
+from distill.engines.onnx_file import external_files
+from distill.engines.paddle_engine import open_paddle_engine, program_files
 from distill.errors import UserError
 from distill.export.description import FILE, Description
 from distill.export.files import REPORT, find_exported
-from distill.onnx_file import external_files
 from distill.recipe import BUNDLED_SUFFIXES, AnyTeacher, NormalizationSection, OnnxTeacher, PaddleTeacher, TeacherModel
 from distill.weights import sha256_of
 
@@ -36,7 +36,7 @@ class TeacherFiles:
 
 
 class FileTeacherEngine:
-    """See `distill.engine.Engine`; images are [N, H, W, 3]. Its "logits" are logits, whatever the file puts out.
+    """See `distill.engines.engine.Engine`; images are [N, H, W, 3]. "logits" are logits, whatever the file puts out.
 
     Attributes:
         num_classes: Of the teacher.
@@ -49,7 +49,7 @@ class FileTeacherEngine:
         self.description = engine.description
 
     def __call__(self, images: EngineImages) -> Answers:
-        """See `distill.engine.Engine`."""
+        """See `distill.engines.engine.Engine`."""
         answers = self._engine(images)
         if self._probabilities:
             answers["logits"] = log_of(answers["logits"])

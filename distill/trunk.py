@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor, nn
 
 from distill.data.types import Batch
-from distill.engine import Engine, open_engine, with_agreement
+from distill.engines.engine import Engine, open_engine, with_agreement
 from distill.errors import RunError
 from distill.features import FeatureFolder
 from distill.normalization import normalize
@@ -18,7 +18,7 @@ from distill.recipe import NormalizationSection, Recipe
 
 
 class Trunk:
-    """The frozen part of a network of `distill.models`, on a CPU by Paddle Inference (see `distill.engine`).
+    """The frozen part of a network of `distill.models`, on a CPU by Paddle Inference (see `distill.engines.engine`).
 
     Its float32 answers are there the same bits for any batch, so that features which were stored, and features which
     are computed, train the same classifier. On a GPU its bits depend on the kernels that are chosen.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from distill.benchmark.latency_rows import EngineName, LatencyPrecision, LatencyRow, Target, read_rows, write_rows
 from distill.display import Display, readable_time
-from distill.engine import check_support, open_predictor, quiet, run_predictor, save_program
-from distill.engine_onnx import import_extra, session_options
+from distill.engines.engine import check_support, open_predictor, quiet, run_predictor, save_program
+from distill.engines.onnx_engine import import_extra, session_options
 from distill.errors import RunError, UserError
 from distill.export.folding import fold_batch_norm
 from distill.export.onnx_graph import onnx_network

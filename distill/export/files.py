@@ -11,8 +11,10 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor, nn
 
-from distill.engine import open_engine, open_predictor, quiet, run_predictor, save_program
-from distill.engine_onnx import import_extra, session_options
+from distill.engines.engine import open_engine, open_predictor, quiet, run_predictor, save_program
+from distill.engines.onnx_engine import import_extra, session_options
+from distill.engines.onnx_file import check_onnx
+from distill.engines.paddle_program import check_program
 from distill.errors import UserError
 from distill.export.description import FILE, Description, Format, read_description
 from distill.export.folding import fold_batch_norm
@@ -22,8 +24,6 @@ from distill.files import write_atomically
 from distill.models import build_model
 from distill.models.resnet import ResNet
 from distill.normalization import normalize
-from distill.onnx_file import check_onnx
-from distill.paddle_program import check_program
 from distill.parallel import Device
 from distill.recipe import NormalizationSection
 from distill.weights import load_into, sha256_of, write_weights
@@ -116,8 +116,8 @@ def prepared(views: NDArray[np.uint8], description: Description) -> NDArray[Any]
 def open_exported(path: Path, device: Device) -> ExportedNetwork:
     """Opens what `distill export` wrote.
 
-    An ONNX file and a program of Paddle Inference are looked through first (see `distill.onnx_file` and
-    `distill.paddle_program`).
+    An ONNX file and a program of Paddle Inference are looked through first (see `distill.engines.onnx_file` and
+    `distill.engines.paddle_program`).
 
     Args:
         path: The folder, or a file of the network in it.

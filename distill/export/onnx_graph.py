@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.engine_onnx import import_extra
+from distill.engines.onnx_engine import import_extra
 from distill.errors import RunError
 from distill.export.folding import folded_convolution
 from distill.models.plan import BlockPlan, ConvPlan

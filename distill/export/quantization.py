@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.engine_onnx import import_extra
+from distill.engines.onnx_engine import import_extra
 from distill.export.onnx_graph import INPUT, PREPROCESSING
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from distill.data.image_list import open_image_list
 from distill.data.sources import Images, Part, open_sources
-from distill.engine import open_engine
+from distill.engines.engine import open_engine
 from distill.errors import RunError, UserError
 from distill.export.agreement import COMPARED_IMAGES, Agreement, compare, evaluation_views
 from distill.export.description import FILE, Description, Format, StoredPrecision, to_yaml

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.command_line import run_command
+from distill.commands.command_line import run_command
 from distill.distributed.tether import die_with_parent
 from distill.errors import RunError
 from distill.files import write_atomically

@@ -13,7 +13,7 @@ from distill.data.sampler import MicroBatch
 from distill.data.sources import open_sources
 from distill.data.types import Batch
 from distill.display import Display
-from distill.engine import TOLERANCE
+from distill.engines.engine import TOLERANCE
 from distill.labels.manifest import label_store
 from distill.labels.records import Layout, Rows, encode, expand, log_softmax
 from distill.labels.store import DamagedShard, LabelStore
@@ -106,7 +106,7 @@ def agreeing(rows: Rows, logits: NDArray[np.float32], layout: Layout, tolerance:
         rows: uint16 [N, words].
         logits: float32 [N, C].
         layout: Of the records.
-        tolerance: As `distill.engine.TOLERANCE`.
+        tolerance: As `distill.engines.engine.TOLERANCE`.
 
     Returns:
         bool [N].

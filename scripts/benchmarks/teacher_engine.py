@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Forward passes of a frozen network: Paddle as it comes, with our settings, and the engines of `distill.engine`.
+"""Forward passes of a frozen network: Paddle as it comes, with our settings, and the engines of `distill.engines`.
 
     python scripts/benchmarks/teacher_engine.py [--model ResNet50_vd] [--batch 8] [--px 224] [--json FILE]
 
@@ -70,7 +70,7 @@ def contender(options: argparse.Namespace) -> tuple[Callable[[], object], dict[s
     device = Device("cpu", 1) if options.worker == "as-it-comes" else setup_process("cpu")
     import paddle
 
-    from distill.engine import open_engine
+    from distill.engines.engine import open_engine
     from distill.models import create_model
 
     paddle.seed(0)
@@ -94,7 +94,7 @@ def contender(options: argparse.Namespace) -> tuple[Callable[[], object], dict[s
 
 def onnx_engine(model: Any, px: int, threads: int) -> Any:
     """The network exported to ONNX, opened as a teacher of `data-mining` is."""
-    from distill.engine_onnx import open_onnx_engine
+    from distill.engines.onnx_engine import open_onnx_engine
     from distill.export.folding import fold_batch_norm
     from distill.export.onnx_graph import onnx_network
 

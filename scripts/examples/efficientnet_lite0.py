@@ -26,8 +26,8 @@ from efficientnet_lite0_graph import LITE0, build_network
 
 from distill.data.augment import evaluation_view
 from distill.data.decode import decode_image
-from distill.engine_files import FileEngine
-from distill.engine_onnx import open_onnx_engine
+from distill.engines.file_engine import FileEngine
+from distill.engines.onnx_engine import open_onnx_engine
 from distill.errors import DistillError, RunError, UserError
 from distill.files import check_regular, write_atomically
 from distill.recipe import NormalizationSection

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.engine_onnx import import_extra
+from distill.engines.onnx_engine import import_extra
 from distill.errors import UserError
 
 BATCH_NORM_EPSILON = 1e-3  # TensorFlow's; PyTorch's own default is 1e-5

@@ -294,7 +294,7 @@ def logs(folder: Path) -> Target:
 def onnx_files(folder: Path) -> Target:
     import onnx
 
-    from distill.onnx_file import check_onnx
+    from distill.engines.onnx_file import check_onnx
 
     info = onnx.helper.make_tensor_value_info
     weight = onnx.numpy_helper.from_array(np.ones((12, 4), np.float32), "w")
@@ -308,7 +308,7 @@ def _small_program(folder: Path) -> list[Path]:
     """One network as programs of Paddle 3 and of Paddle 2, and its weights."""
     import paddle
 
-    from distill.engine import quiet, save_program
+    from distill.engines.engine import quiet, save_program
 
     spec = paddle.static.InputSpec([None, 3, 8, 8], "float32", "images")
     model = paddle.nn.Sequential(paddle.nn.Conv2D(3, 2, 3), paddle.nn.BatchNorm2D(2), paddle.nn.ReLU())
@@ -321,7 +321,7 @@ def _small_program(folder: Path) -> list[Path]:
 
 
 def programs(folder: Path) -> Target:
-    from distill.paddle_program import check_program
+    from distill.engines.paddle_program import check_program
 
     new, old, _ = (path.read_bytes() for path in _small_program(folder))
 
@@ -334,7 +334,7 @@ def programs(folder: Path) -> Target:
 
 
 def program_weights(folder: Path) -> Target:
-    from distill.paddle_program import check_program_weights
+    from distill.engines.paddle_program import check_program_weights
 
     seed = _small_program(folder)[2].read_bytes()
     return Target("Paddle program's weights", [seed], lambda path, _: check_program_weights(path))

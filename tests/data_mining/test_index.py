@@ -232,7 +232,7 @@ import sys, time
 from data_mining import index, reading
 from data_mining.recipe import MiningRecipe
 from data_mining.workspace import Workspace
-from distill.command_line import run_command
+from distill.commands.command_line import run_command
 
 reading.READ_TIMEOUT_SECONDS = 1.0
 plain = index._read_member

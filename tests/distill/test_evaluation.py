@@ -3,7 +3,7 @@ import numpy as np
 import paddle
 import pytest
 
-from distill.engine import EagerEngine, PredictorEngine, open_engine
+from distill.engines.engine import EagerEngine, PredictorEngine, open_engine
 from distill.errors import RunError, UserError
 from distill.evaluation import evaluate_weights, measure, open_evaluation
 from distill.recipe_file import load_recipe
@@ -102,7 +102,7 @@ def test_a_network_in_the_other_layout_measures_the_same(finished, engines):
 
 def test_where_the_fast_engine_differs_the_plain_network_measures(finished, engines, monkeypatch, capsys):
     recipe, weights, reported = finished
-    monkeypatch.setattr("distill.engine.largest_difference", lambda *_: 0.5)
+    monkeypatch.setattr("distill.engines.engine.largest_difference", lambda *_: 0.5)
     assert evaluate_weights(recipe, weights, device="cpu") == reported
     assert isinstance(engines[0], EagerEngine)
     assert "measured without the fast engine: Paddle Inference, oneDNN, float32 differs" in capsys.readouterr().err

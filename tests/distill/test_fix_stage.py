@@ -12,7 +12,7 @@ import pytest
 from distill import checkpoint
 from distill.data.loader import TrainLoader
 from distill.data.sources import open_sources
-from distill.engine import TOLERANCE
+from distill.engines.engine import TOLERANCE
 from distill.errors import RunError, UserError
 from distill.learner import Learner
 from distill.metrics import read_metrics

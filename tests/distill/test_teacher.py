@@ -9,7 +9,7 @@ import pytest
 from paddle import nn
 from scipy.special import softmax
 
-from distill.engine import TOLERANCE
+from distill.engines.engine import TOLERANCE
 from distill.errors import RunError, UserError
 from distill.losses.pipeline import DistillationLoss, Targets
 from distill.models import create_model

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from scipy.special import softmax
 
-from distill.engine import quiet, save_program
+from distill.engines.engine import quiet, save_program
 from distill.errors import UserError
 from distill.export.description import Description, to_yaml
 from distill.export.files import write_network

@@ -79,7 +79,7 @@ def in_a_process(code, *arguments, timeout=100, before=()):
 
 
 READ = """
-from distill.command_line import run_command
+from distill.commands.command_line import run_command
 fault, processes, seconds = sys.argv[1:]
 runtime = {"loader_processes": int(processes), "read_timeout_seconds": float(seconds)}
 run_command(lambda *_, **__: read_all(fault, **runtime), "", [])

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.engines.onnx_file import check_onnx
 from distill.errors import RunError, UserError
-from distill.onnx_file import check_onnx
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

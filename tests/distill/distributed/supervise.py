@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from distill.command_line import run_command
+from distill.commands.command_line import run_command
 from distill.distributed.hosts import FollowingHost, LeadingHost, Membership
 from distill.distributed.supervisor import Job, supervise
 

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from distill.engine import open_engine
+from distill.engines.engine import open_engine
 from distill.errors import RunError, UserError
 from distill.models import build_model
 from distill.models.factory import FactoryNetwork, find_factory, imported_code

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from distill.command_options import DebugOption, JsonOption
+from distill.commands.options import DebugOption, JsonOption
 
 weights_app = typer.Typer(
     rich_markup_mode=None,

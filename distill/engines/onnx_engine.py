@@ -1,4 +1,4 @@
-"""An ONNX file as a frozen network: the interface of `distill.engine.Engine`, computed by ONNX Runtime on a CPU.
+"""An ONNX file as a frozen network, computed by ONNX Runtime on a CPU; see `distill.engines.engine.Engine`.
 
 Its float32 answers were the same bits for any batch size (1 to 48) and number of threads (1 to 8): onnxruntime 1.32,
 Zen 4, five convolutional networks, dense and depthwise, of up to 2048 channels and 1000 classes.
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.engine_files import TRIED, FileEngine, NetworkInput
+from distill.engines.file_engine import TRIED, FileEngine, NetworkInput
+from distill.engines.onnx_file import check_onnx
 from distill.errors import UserError, did_you_mean
-from distill.onnx_file import check_onnx
 from distill.recipe import NormalizationSection
 
 _TYPES = {"tensor(float)": "float32"}  # others are called as in NumPy: tensor(float16), tensor(uint8)
@@ -46,8 +46,8 @@ def open_onnx_engine(
         view_px: Side of the view that the images are made of, where it is another one; for errors.
 
     Raises:
-        UserError: ONNX Runtime is missing, the file is none or is refused (see `distill.onnx_file`), takes something
-            else, an output is missing or has another shape.
+        UserError: ONNX Runtime is missing, the file is none or is refused (see `distill.engines.onnx_file`), takes
+            something else, an output is missing or has another shape.
     """
     runtime = import_extra("onnxruntime")
     check_onnx(import_extra("onnx"), path)

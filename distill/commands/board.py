@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distill.command_options import DebugOption
+from distill.commands.options import DebugOption
 
 
 def board(

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paddle import nn
 
-from distill.engine import open_predictor, quiet, run_predictor, save_program
-from distill.engine_paddle import open_paddle_engine
+from distill.engines.engine import open_predictor, quiet, run_predictor, save_program
+from distill.engines.paddle_engine import open_paddle_engine
+from distill.engines.paddle_program import MAX_FILE_BYTES, ProgramInput, check_program
 from distill.errors import UserError
-from distill.paddle_program import MAX_FILE_BYTES, ProgramInput, check_program
 from distill.recipe import NormalizationSection
 
 PLAIN = NormalizationSection(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

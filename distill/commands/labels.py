@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from distill.command_line import load_named, require_paddle
-from distill.command_options import DebugOption, DeviceName, DeviceOption, RecipeArgument, SetOption
+from distill.commands.command_line import load_named, require_paddle
+from distill.commands.options import DebugOption, DeviceName, DeviceOption, RecipeArgument, SetOption
 from distill.errors import RunError
 
 labels_app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)

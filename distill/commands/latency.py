@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar, get_args
 
 import typer
 
-from distill.command_options import DebugOption
+from distill.commands.options import DebugOption
 from distill.errors import UserError, did_you_mean
 
 Name = TypeVar("Name", bound=str)

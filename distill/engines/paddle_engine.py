@@ -1,14 +1,14 @@
-"""A program of Paddle Inference as a frozen network: the interface of `distill.engine.Engine`, on a CPU with oneDNN."""
+"""A program of Paddle Inference as a frozen network, on a CPU with oneDNN; see `distill.engines.engine.Engine`."""
 
 from pathlib import Path
 
 import numpy as np
 
-from distill.engine import open_predictor, quiet, run_predictor
-from distill.engine_files import TRIED, FileEngine, NetworkInput
-from distill.engine_onnx import check_logits
+from distill.engines.engine import open_predictor, quiet, run_predictor
+from distill.engines.file_engine import TRIED, FileEngine, NetworkInput
+from distill.engines.onnx_engine import check_logits
+from distill.engines.paddle_program import check_program, check_program_weights
 from distill.errors import UserError
-from distill.paddle_program import check_program, check_program_weights
 from distill.recipe import NormalizationSection
 
 
@@ -37,7 +37,7 @@ def open_paddle_engine(
         view_px: Side of the view that they are made of; for errors.
 
     Raises:
-        UserError: It is damaged or refused (see `distill.paddle_program`), takes or answers something else.
+        UserError: It is damaged or refused (see `distill.engines.paddle_program`), takes or answers something else.
     """
     program, weights = program_files(program)
     inputs = check_program(program)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distill.engine_onnx import open_onnx_engine
+from distill.engines.onnx_engine import open_onnx_engine
 from distill.errors import UserError
 from distill.recipe import NormalizationSection
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distill.command_options import DebugOption, DeviceName, DeviceOption
+from distill.commands.options import DebugOption, DeviceName, DeviceOption
 
 
 def report(

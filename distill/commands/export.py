@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from distill.command_options import DebugOption, RunOrRecipeArgument, SetOption, WeightsOption
+from distill.commands.options import DebugOption, RunOrRecipeArgument, SetOption, WeightsOption
 
 
 class FormatName(StrEnum):

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from distill.engine import (
+from distill.engines.engine import (
     TOLERANCE,
     EagerEngine,
     PredictorEngine,
@@ -159,7 +159,7 @@ def test_what_a_failed_opening_printed_is_shown(model, monkeypatch, capfd):
         os.write(1, b"a hint")
         raise RuntimeError
 
-    monkeypatch.setattr("distill.engine.largest_difference", fail)
+    monkeypatch.setattr("distill.engines.engine.largest_difference", fail)
     with pytest.raises(RuntimeError):
         open_engine(model, NORMALIZATION, CPU, check_px=32)
     assert "a hint" in capfd.readouterr().err
@@ -185,7 +185,7 @@ def test_bfloat16_needs_a_gpu_that_has_it(model, monkeypatch):
 
 
 def test_bfloat16_needs_its_instructions(model, monkeypatch):
-    monkeypatch.setattr("distill.engine._cpu_flags", lambda: "sse4_2 avx2")
+    monkeypatch.setattr("distill.engines.engine._cpu_flags", lambda: "sse4_2 avx2")
     with pytest.raises(UserError, match="AVX-512"):
         open_engine(model, NORMALIZATION, CPU, precision="bfloat16")
 

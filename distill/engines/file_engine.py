@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.engine import Answers, EngineImages
+from distill.engines.engine import Answers, EngineImages
 from distill.errors import UserError
 from distill.recipe import NormalizationSection
 
@@ -107,7 +107,7 @@ def _gives_bytes(normalization: NormalizationSection) -> bool:
 
 
 class FileEngine:
-    """See `distill.engine.Engine`; images are [N, H, W, 3]. The file is the plain model here.
+    """See `distill.engines.engine.Engine`; images are [N, H, W, 3]. The file is the plain model here.
 
     Args:
         run: Computes it.
@@ -137,7 +137,7 @@ class FileEngine:
         self.largest_difference = 0.0
 
     def __call__(self, images: EngineImages) -> Answers:
-        """See `distill.engine.Engine`."""
+        """See `distill.engines.engine.Engine`."""
         unit = images.astype(np.float32, copy=images.dtype == np.uint8)
         if images.dtype == np.uint8:
             unit /= np.float32(255.0)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.engine_onnx import open_onnx_engine
+from distill.engines.onnx_engine import open_onnx_engine
+from distill.engines.onnx_file import check_onnx
 from distill.errors import UserError
-from distill.onnx_file import check_onnx
 from distill.recipe import NormalizationSection
 
 onnx = pytest.importorskip("onnx")

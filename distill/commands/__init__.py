@@ -1,0 +1,1 @@
+"""The commands of `distill`, with what they have alike; `distill.cli` puts them together."""
