@@ -133,7 +133,8 @@ def small_disk(tmp_path):
         return folder
 
     yield mount
-    subprocess.run(["umount", str(folder)], capture_output=True)
+    # Lazily: an array of the test may still be mapped from a file there.
+    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
 
 
 # --- downloads ------------------------------------------------------------------------------------
