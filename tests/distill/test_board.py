@@ -48,7 +48,9 @@ def listening(port):
 def test_the_real_server_listens_on_loopback_only_and_ends_with_the_command(curves, stop):
     port = free_port()
     command = [sys.executable, "-m", "distill", "board", str(curves), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as board:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    # A shell lets what it runs in the background ignore Ctrl-C, and so would the board there.
+    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options) as board:
         try:
             assert f"http://127.0.0.1:{port}" in board.stdout.readline()
             answer(f"http://127.0.0.1:{port}/alive")
