@@ -71,11 +71,11 @@ class GradientSum:
         if self._failure is not None:
             raise self._failure
         with paddle.no_grad():
-            for bucket in self._buckets[len(self._begun) :]:
-                self._begin(bucket)
-            for bucket, (flat, task) in zip(self._buckets, self._begun, strict=True):
+            for bucket, (flat, task) in zip(self._buckets, self._begun, strict=False):
                 task.wait()
                 _scatter(flat, [parameter.grad for parameter in bucket])
+        for bucket in self._buckets[len(self._begun) :]:  # one after the other: little memory beside the gradients
+            sum_over_ranks(self._world, gradients_of(bucket))
         self._begun = []
 
     def _filled(self, number: int) -> None:
