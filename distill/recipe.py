@@ -207,8 +207,8 @@ TeacherClasses = Annotated[
         "or `0 404,895`, # begins a comment; probabilities of several are added. Absent: they have the same classes.",
     ),
 ]
-BUNDLED_SUFFIXES = (".onnx", ".json", ".pdmodel")
-"""Of a teacher's file that states no preprocessing; a path with another one is a folder."""
+BARE_SUFFIXES = (".onnx", ".json", ".pdmodel")
+"""Of a network's file, which alone states no preprocessing; a path with another one is a folder."""
 
 
 class TeacherModel(ModelSection):
@@ -273,7 +273,7 @@ class FileTeacher(Section):
     def _preprocessing_is_stated(
         cls, value: NormalizationSection | None, info: ValidationInfo
     ) -> NormalizationSection | None:
-        if value is None and info.data.get("path", "").endswith(BUNDLED_SUFFIXES):
+        if value is None and info.data.get("path", "").endswith(BARE_SUFFIXES):
             raise ValueError(
                 "must be there: a file does not state its preprocessing, as a folder of `distill export` does. "
                 "Usual of ImageNet: {mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"

@@ -1,7 +1,6 @@
 """Teachers that are files: what they consist of, their identity, and an engine that computes one."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from distill.engines.paddle_engine import open_paddle_engine, program_files
 from distill.errors import UserError
 from distill.export.description import FILE, Description
 from distill.export.files import REPORT, find_exported
-from distill.recipe import BUNDLED_SUFFIXES, AnyTeacher, NormalizationSection, OnnxTeacher, PaddleTeacher, TeacherModel
+from distill.recipe import BARE_SUFFIXES, AnyTeacher, NormalizationSection, OnnxTeacher, PaddleTeacher, TeacherModel
 from distill.weights import sha256_of
 
 
@@ -93,7 +92,7 @@ def find_files(teacher: OnnxTeacher | PaddleTeacher) -> TeacherFiles:
         return _exported(teacher, path) if (path / REPORT).exists() else _plain_folder(teacher, path)
     if not path.exists():
         raise UserError(f"{path} does not exist: expected {_EXPECTED[teacher.kind]}")
-    if path.suffix not in BUNDLED_SUFFIXES or (path.suffix == ".onnx") != (teacher.kind == "onnx"):
+    if path.suffix not in BARE_SUFFIXES or (path.suffix == ".onnx") != (teacher.kind == "onnx"):
         raise UserError(f"{path} is not of the kind {teacher.kind}: expected {_EXPECTED[teacher.kind]}")
     return TeacherFiles(path, _with_weights(teacher, path), teacher.normalization)
 
@@ -154,12 +153,29 @@ def open_file_teacher(teacher: OnnxTeacher | PaddleTeacher, *, view_px: int, thr
     """
     files = find_files(teacher)
     side = teacher.resize_px or view_px
-    engine = _OPENERS[teacher.kind](teacher, files, side, view_px, threads)
+    engine = _open(teacher, files, side, view_px, threads)
     engine.settle(side)
     noise = np.random.default_rng(1).random((TRIED, side, side, 3), dtype=np.float32)
     answers = engine(noise)["logits"]
     _check_answers(teacher, files.network, answers)
     return FileTeacherEngine(engine, answers.shape[1], teacher.answers == "probabilities")
+
+
+def _open(
+    teacher: OnnxTeacher | PaddleTeacher, files: TeacherFiles, side: int, view_px: int, threads: int
+) -> FileEngine:
+    if isinstance(teacher, PaddleTeacher):
+        return open_paddle_engine(files.network, files.normalization, threads=threads, size_px=side, view_px=view_px)
+    return open_onnx_engine(
+        files.network,
+        files.normalization,
+        threads=threads,
+        size_px=side,
+        view_px=view_px,
+        num_classes=None,
+        logits_output=teacher.logits_output,
+        outputs=("logits",),
+    )
 
 
 def _check_answers(teacher: OnnxTeacher | PaddleTeacher, path: Path, found: NDArray[np.float32]) -> None:
@@ -169,31 +185,3 @@ def _check_answers(teacher: OnnxTeacher | PaddleTeacher, path: Path, found: NDAr
         what = "probabilities, each >= 0 and 1 together" if probabilities else "no probabilities"
         instead = "probabilities" if probabilities else "logits"
         raise UserError(f"{path} puts out {what}: state answers: {instead}, or name another output")
-
-
-def _open_onnx(
-    teacher: OnnxTeacher | PaddleTeacher, files: TeacherFiles, side: int, view_px: int, threads: int
-) -> FileEngine:
-    return open_onnx_engine(
-        files.network,
-        files.normalization,
-        threads=threads,
-        size_px=side,
-        view_px=view_px,
-        num_classes=None,
-        logits_output=teacher.logits_output if isinstance(teacher, OnnxTeacher) else None,
-        outputs=("logits",),
-    )
-
-
-def _open_paddle(
-    teacher: OnnxTeacher | PaddleTeacher, files: TeacherFiles, side: int, view_px: int, threads: int
-) -> FileEngine:
-    engine = open_paddle_engine(files.network, files.normalization, threads=threads, size_px=side, view_px=view_px)
-    return engine
-
-
-_OPENERS: dict[str, Callable[[OnnxTeacher | PaddleTeacher, TeacherFiles, int, int, int], FileEngine]] = {
-    "onnx": _open_onnx,
-    "paddle": _open_paddle,
-}

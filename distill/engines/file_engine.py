@@ -171,3 +171,24 @@ class FileEngine:
             self.batch = self._takes.batch or 1
             if self.batch == 1:
                 self.description += ", one image at a time"
+
+
+def check_logits(path: object, name: str, shape: Sequence[int], num_classes: int | None, hint: str) -> None:
+    """Checks the shape of the logits that a network answered `TRIED` images with.
+
+    Args:
+        path: Of the network, for errors.
+        name: Of the output.
+        shape: What it has.
+        num_classes: What it must have; None: any number from 2.
+        hint: What to do otherwise.
+
+    Raises:
+        UserError: It has another one.
+    """
+    if len(shape) == 2 and shape[0] == TRIED and (shape[1] == num_classes if num_classes is not None else shape[1] > 1):
+        return
+    classes = "classes" if num_classes is None else num_classes
+    raise UserError(
+        f"{path}: {name!r} has the shape {list(shape)} for {TRIED} images, expected [{TRIED}, {classes}]. {hint}"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.engines.file_engine import TRIED, FileEngine, NetworkInput
+from distill.engines.file_engine import TRIED, FileEngine, NetworkInput, check_logits
 from distill.engines.onnx_file import check_onnx
 from distill.errors import UserError, did_you_mean
 from distill.recipe import NormalizationSection
@@ -79,27 +79,6 @@ def open_onnx_engine(
     hint = "Name the right output as logits_output" + (", or correct num_classes" if num_classes is not None else "")
     check_logits(path, names["logits"], answers["logits"].shape, num_classes, hint)
     return engine
-
-
-def check_logits(path: object, name: str, shape: Sequence[int], num_classes: int | None, hint: str) -> None:
-    """Checks the shape of the logits that a network answered `TRIED` images with.
-
-    Args:
-        path: Of the network, for errors.
-        name: Of the output.
-        shape: What it has.
-        num_classes: What it must have; None: any number from 2.
-        hint: What to do otherwise.
-
-    Raises:
-        UserError: It has another one.
-    """
-    if len(shape) == 2 and shape[0] == TRIED and (shape[1] == num_classes if num_classes is not None else shape[1] > 1):
-        return
-    classes = "classes" if num_classes is None else num_classes
-    raise UserError(
-        f"{path}: {name!r} has the shape {list(shape)} for {TRIED} images, expected [{TRIED}, {classes}]. {hint}"
-    )
 
 
 def _input(path: Path | str, inputs: Sequence[Any]) -> NetworkInput:

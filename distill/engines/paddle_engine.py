@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.engines.engine import open_predictor, quiet, run_predictor
-from distill.engines.file_engine import TRIED, FileEngine, NetworkInput
-from distill.engines.onnx_engine import check_logits
+from distill.engines.file_engine import TRIED, FileEngine, NetworkInput, check_logits
 from distill.engines.paddle_program import check_program, check_program_weights
 from distill.errors import UserError
 from distill.recipe import NormalizationSection
