@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from distill.benchmark.count import multiply_accumulates, parameters
@@ -21,6 +20,7 @@ from distill.models.specs import SPECS
 from distill.recipe import Recipe, Stage
 from distill.run_inputs import read_inputs
 from distill.run_report.collect import CARD, RunFacts, collect
+from distill.run_report.templates import environment
 from distill.weights import sha256_of
 from distill.weights.licences import is_non_commercial, licence_of
 
@@ -53,17 +53,11 @@ def render_card(run: Path) -> str:
     if facts.result is None or not student.is_file():
         raise UserError(f"{run} has not finished: expected result.json and student.safetensors in it. Finish it first")
     recipe, inputs = facts.recipe, read_inputs(run)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("distill.run_report", ""),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"text": text, "code": code, "flow": _flow, "literal": json.dumps, "quoted": shlex.quote}
-    environment.filters |= {"percent": _percent, "duration": readable_time}
+    templates = environment(autoescape=False)
+    templates.filters |= {"text": text, "code": code, "flow": _flow, "literal": json.dumps, "quoted": shlex.quote}
+    templates.filters["duration"] = readable_time
     weights = _weights_used(recipe, inputs)
-    return environment.get_template("card.md.j2").render(
+    rendered = templates.get_template("card.md.j2").render(
         front_matter=_front_matter(recipe),
         run=os.path.relpath(run),
         recipe=recipe,
@@ -82,6 +76,7 @@ def render_card(run: Path) -> str:
         details={stage.name: _details(stage) for stage in recipe.stages},
         machine=_machine(facts),
     )
+    return f"{rendered}\n"
 
 
 def text(value: object) -> str:
@@ -95,10 +90,6 @@ def code(value: object) -> str:
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
     padding = " " if "`" in shown else ""
     return f"{fence}{padding}{shown}{padding}{fence}".replace("|", "\\|")
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}"
 
 
 def _flow(value: Any) -> str:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup, escape
 
 from distill.run_report.answers import Answers
 from distill.run_report.charts import COLOURS, line_chart
 from distill.run_report.collect import Points, RunFacts
+from distill.run_report.templates import environment
 
 _TITLES = {
     "loss": "Loss (sum of its terms)",
@@ -31,19 +31,13 @@ def render(runs: Sequence[RunFacts], answers: Sequence[Answers | str]) -> str:
         runs: At least one. Names, paths and recipes are data: they are escaped.
         answers: Of each run, or why there are none.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("distill.run_report", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"yaml": _yaml, "percent": _percent, "breakable": _breakable}
+    templates = environment(autoescape=True)
+    templates.filters |= {"yaml": _yaml, "breakable": _breakable}
     charts = [
         (_TITLES.get(name, f"Loss term {name}"), line_chart(lines, title=_TITLES.get(name, name)))
         for name, lines in _by_quantity(runs).items()
     ]
-    return environment.get_template("page.html.j2").render(
+    return templates.get_template("page.html.j2").render(
         runs=list(zip(runs, answers, strict=True)), charts=charts, colours=COLOURS
     )
 
@@ -64,10 +58,6 @@ def _by_quantity(runs: Sequence[RunFacts]) -> dict[str, Mapping[int, Points]]:
 def _breakable(name: str) -> Markup:
     """A long name, which a narrow page may break behind its separators instead of anywhere."""
     return Markup(re.sub(r"([_/.-]+)", r"\1<wbr>", str(escape(name))))
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}"
 
 
 def _yaml(value: Any) -> str:
