@@ -128,7 +128,7 @@ def evaluate_weights(recipe: Recipe, weights: Path, *, device: DeviceKind = "aut
     loader = open_evaluation(stage, recipe)
     with Display("evaluate", len(loader), unit="batch") as display:
         engine = _open_student_engine(model, stage, chosen, display)
-        return count_hits(lambda batch: engine(batch.images)["logits"], _shown(loader, display), stage.evaluation)
+        return count_hits(lambda batch: engine(batch.images)["logits"], shown(loader, display), stage.evaluation)
 
 
 def _open_student_engine(model: paddle.nn.Layer, stage: Stage, device: Device, display: Display) -> Engine:
@@ -152,7 +152,8 @@ def _student_engine(model: paddle.nn.Layer, stage: Stage, device: Device, kind: 
     )
 
 
-def _shown(loader: EvaluationLoader, display: Display) -> Iterable[Batch]:
+def shown(loader: EvaluationLoader, display: Display) -> Iterable[Batch]:
+    """Passes the batches on, and shows how many have been dealt with."""
     images = 0
     for number, batch in enumerate(loader, 1):
         yield batch

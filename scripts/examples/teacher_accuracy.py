@@ -8,10 +8,9 @@ The teacher is the one of the last stage, resized images, mapped classes and all
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from distill.data.types import Batch
 from distill.display import Display
 from distill.errors import DistillError, UserError
 from distill.parallel import setup_process
@@ -49,7 +48,7 @@ def measure_teacher(path: Path, overrides: Sequence[str] = ()) -> tuple[float, i
         raise UserError(f"{path}: its last stage, {stage.name}, has no teacher")
     device = setup_process()  # before anything imports Paddle
 
-    from distill.evaluation import count_hits, open_evaluation
+    from distill.evaluation import count_hits, open_evaluation, shown
     from distill.normalization import to_unit_range
     from distill.teacher import open_teacher
 
@@ -62,12 +61,6 @@ def measure_teacher(path: Path, overrides: Sequence[str] = ()) -> tuple[float, i
             stage.evaluation,
         )
     return found.top1, found.images
-
-
-def shown(batches: Iterable[Batch], display: Display) -> Iterator[Batch]:
-    for number, batch in enumerate(batches, start=1):
-        yield batch
-        display.advance(number, {})
 
 
 if __name__ == "__main__":
