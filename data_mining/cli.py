@@ -93,9 +93,7 @@ STAGE_HELP = {
 
 
 @app.callback()
-def _options(
-    version: VersionOption = False,
-) -> None:
+def _options(version: VersionOption = False) -> None:
     """The options that belong to no command."""
 
 

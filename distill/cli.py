@@ -107,9 +107,7 @@ FolderOption = Annotated[
 
 
 @app.callback()
-def _options(
-    version: VersionOption = False,
-) -> None:
+def _options(version: VersionOption = False) -> None:
     """The options that belong to no command."""
 
 
