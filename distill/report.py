@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distill.files import write_atomically
-from distill.parallel import Device
+from distill.parallel import CPUINFO, Device
 
 _PACKAGES = (
     "paddlepaddle",
@@ -26,6 +26,9 @@ _PACKAGES = (
     "onnx",
     "onnxruntime",
 )
+
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
+"""Widest first: the kernel's name of it, and everybody's."""
 
 
 def environment(device: Device) -> dict[str, Any]:
@@ -61,12 +64,21 @@ def git_commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name as the kernel gives it."""
+    """The processor as the kernel describes it, e.g. "AMD EPYC (family 25, model 17, AVX-512)".
+
+    The hosts of a cloud often have nothing but the name in common.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPUINFO.read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    # reversed: of all the processors that are listed, the first one's lines remain
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = facts.get("flags", "").split()
+    vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "")
+    details = [f"{key.split()[-1]} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    described = ", ".join([*details, vectors] if vectors else details)
+    return facts.get("model name", platform.machine()) + (f" ({described})" if described else "")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ class LatencyRow:
         median_ms: The median.
         p90_ms: The 90th percentile.
         date: YYYY-MM-DD.
-        processor: As the kernel names it.
+        processor: As `report.processor` describes it.
         threads: Of the engine.
         versions: "paddle 3.3.1, onnxruntime 1.32.0".
     """

@@ -1,11 +1,13 @@
 import json
+import platform
 
 import cv2
 import numpy as np
 import pytest
 
+from distill import report
 from distill.parallel import Device
-from distill.report import environment, first_views_picture, write_json, write_picture
+from distill.report import environment, first_views_picture, processor, write_json, write_picture
 
 
 def test_the_picture_shows_the_views_in_order():
@@ -36,4 +38,23 @@ def test_the_environment_is_json_and_names_the_device(tmp_path):
     write_json(tmp_path / "e.json", environment(Device("cpu", 2)))
     content = json.loads((tmp_path / "e.json").read_text())
     assert (content["device"], content["threads"]) == ("cpu", 2)
-    assert content["processor"]
+    assert content["processor"] == processor()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "described"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nflags\t\t: fma avx2 avx512f\n"
+            "\nprocessor\t: 1\nmodel\t\t: 99\n",
+            "AMD EPYC (family 25, model 17, AVX-512)",
+        ),
+        ("model name\t: Some\nflags\t\t: fma avx2\n", "Some (AVX2)"),
+        ("model name\t: Some: CPU\n", "Some: CPU"),
+        ("", platform.machine()),
+    ],
+)
+def test_a_processor_is_told_from_others_of_its_name(tmp_path, monkeypatch, cpuinfo, described):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(report, "CPUINFO", tmp_path / "cpuinfo")
+    assert processor() == described
