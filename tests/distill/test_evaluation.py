@@ -86,17 +86,24 @@ def engines(monkeypatch):
     return opened
 
 
+def agree(measured, reported):
+    """Up to one image whose two largest logits are equal but for rounding: so young a network has such."""
+    assert (measured.images, measured.undecodable) == (reported.images, reported.undecodable)
+    one_image = pytest.approx(0.0, abs=1.5 / reported.images)
+    assert (measured.top1 - reported.top1, measured.top5 - reported.top5) == (one_image, one_image)
+
+
 def test_weights_measure_what_the_run_reported(finished, engines):
     """The run evaluates with the plain network, the command with the fast engine."""
     recipe, weights, reported = finished
-    assert evaluate_weights(recipe, weights, device="cpu") == reported
+    agree(evaluate_weights(recipe, weights, device="cpu"), reported)
     assert [engine.description for engine in engines] == ["Paddle Inference, oneDNN, float32"]
 
 
 def test_a_network_in_the_other_layout_measures_the_same(finished, engines):
     recipe, weights, reported = finished
     other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"data_format": "NHWC"})})
-    assert evaluate_weights(other, weights, device="cpu") == reported
+    agree(evaluate_weights(other, weights, device="cpu"), reported)
     assert isinstance(engines[0], PredictorEngine)
 
 
