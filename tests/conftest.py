@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import http.server
+import os
 import resource
 import ssl
 import struct
@@ -17,7 +18,7 @@ import yaml
 from hypothesis import settings
 
 from distill import download
-from distill.parallel import setup_process
+from distill.parallel import THREADS_VARIABLE, setup_process
 
 # The same examples on every machine, so that a test fails for everybody or for nobody; look for new ones with
 # scripts/test --hypothesis-profile=search
@@ -64,7 +65,11 @@ runtime: {log_every_steps: 3}
 
 @pytest.fixture(scope="session", autouse=True)
 def _process() -> None:
-    """Threads and MKL's fast path, as in every real run."""
+    """Threads and MKL's fast path, as in every real run; tests that run side by side share the cores."""
+    side_by_side = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if side_by_side > 1:
+        share = len(os.sched_getaffinity(0)) // side_by_side
+        os.environ.setdefault(THREADS_VARIABLE, str(max(1, share)))  # also of what tests start
     setup_process("cpu")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from distill import parallel
 from distill.errors import UserError
-from distill.parallel import import_paddle, setup_process
+from distill.parallel import THREADS_VARIABLE, import_paddle, setup_process
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -15,7 +15,8 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_threads_are_those_that_the_process_may_use():
+def test_threads_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
     assert setup_process("cpu").threads == len(os.sched_getaffinity(0))
 
 

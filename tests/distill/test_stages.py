@@ -1,5 +1,4 @@
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import pytest
 
 from distill.errors import RunError, UserError
 from distill.metrics import read_metrics
+from distill.parallel import setup_process
 from distill.recipe_file import load_recipe
 from distill.stages import prepare_folder, run_recipe
 from distill.weights import read_weights
@@ -106,7 +106,7 @@ def test_a_finished_run_describes_itself(digits, tmp_path):
     folder = tmp_path / "run"
     assert load_recipe(folder / "recipe.yaml") == recipe
     sittings = json.loads((folder / "environment.json").read_text())["sittings"]
-    assert sittings[0]["threads"] == len(os.sched_getaffinity(0))
+    assert sittings[0]["threads"] == setup_process("cpu").threads
     assert "numpy" in sittings[0]["packages"]
     recorded = json.loads((folder / "result.json").read_text())["train"]
     assert recorded["evaluation"]["top1"] == result.final.evaluation.top1

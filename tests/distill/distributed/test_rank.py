@@ -36,6 +36,7 @@ def test_a_contradictory_environment_is_refused(change, message):
 
 def test_ranks_share_the_cores_of_their_host(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv(THREADS_VARIABLE, raising=False)
     try:
         assert setup_process("cpu", rank=Rank(1, 6, 1, 3)).threads == 2
         assert setup_process("cpu", rank=Rank(1, 20, 1, 20)).threads == 1

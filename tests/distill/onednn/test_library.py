@@ -1,6 +1,5 @@
 import ctypes
 import gc
-import os
 from pathlib import Path
 
 import paddle
@@ -8,6 +7,7 @@ import pytest
 
 from distill.errors import RunError
 from distill.onednn.library import Handle, Library, dimensions, onednn
+from distill.parallel import setup_process
 
 
 def test_a_missing_library_is_told(tmp_path):
@@ -45,4 +45,4 @@ def test_primitives_have_their_threads_whatever_a_predictor_left():
     openmp = ctypes.CDLL(str(Path(paddle.__path__[0]) / "libs" / "libiomp5.so"))
     openmp.omp_set_num_threads(1)
     with onednn().at_work():
-        assert openmp.omp_get_max_threads() == Library.threads == len(os.sched_getaffinity(0))
+        assert openmp.omp_get_max_threads() == Library.threads == setup_process("cpu").threads
