@@ -81,6 +81,15 @@ def processor() -> str:
     return facts.get("model name", platform.machine()) + (f" ({described})" if described else "")
 
 
+def device_name(device: Device) -> str:
+    """Of what computes: a GPU's name, or `processor`."""
+    if device.kind == "cpu":
+        return processor()
+    import paddle
+
+    return str(paddle.device.cuda.get_device_name())
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON that a crash cannot leave half done."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

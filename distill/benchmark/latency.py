@@ -23,7 +23,7 @@ from distill.files import cannot_write
 from distill.models import create_model
 from distill.models.resnet import ResNet
 from distill.parallel import Device
-from distill.report import processor
+from distill.report import device_name
 
 NUM_CLASSES = 1000
 WARM_UP_CALLS = 3
@@ -31,7 +31,8 @@ ROUNDS = 5
 LEAST_CALLS = 2  # timed in a turn
 SPIN_SECONDS = 0.3  # an engine's threads spin for 0.2 s behind their work, at the cost of whoever comes next
 OPENING_SECONDS = 4.0  # of a network in an engine, for the estimate
-MACS_A_SECOND = 3e10  # of a thread, for the estimate
+CPU_MACS_A_SECOND = 3e10  # of a thread, for the estimate
+GPU_MACS_A_SECOND = 2e12  # for the estimate
 
 Planes = NDArray[np.float32]
 Call = Callable[[Planes], object]
@@ -57,7 +58,7 @@ class Plan:
         contenders: Engines, which take turns.
         batches: Numbers of images.
         seconds: That each contender is timed for at each batch size, at least.
-        device: What `setup_process` returned, a CPU.
+        device: What `setup_process` returned.
         output: The folder of `latency.csv`.
     """
 
@@ -100,6 +101,8 @@ def _unavailable(engine: EngineName, precision: LatencyPrecision, device: Device
         missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
         if missing:
             return f"{' and '.join(missing)} not installed: pip install 'paddle-distill[export]'"
+        if device.kind != "cpu":
+            return "ONNX Runtime computes on a CPU here: --device cpu"
         return None if precision == "float32" else "ONNX Runtime computes a network in float32 on a CPU"
     try:
         check_support(engine, precision, device)
@@ -110,12 +113,14 @@ def _unavailable(engine: EngineName, precision: LatencyPrecision, device: Device
 
 def estimate_seconds(plan: Plan, done: frozenset[tuple[str, int, str, str, int]] = frozenset()) -> float:
     """About how long `measure` will take, from multiply-accumulates; some engines are three times as fast."""
+    cpu = plan.device.kind == "cpu"
+    speed = CPU_MACS_A_SECOND * plan.device.threads if cpu else GPU_MACS_A_SECOND
     total = 0.0
     for target in plan.targets:
         for contender in plan.contenders:
             missing = [n for n in plan.batches if _key(target, contender, n) not in done]
             for batch in missing:
-                call = target.macs * batch / (MACS_A_SECOND * plan.device.threads)
+                call = target.macs * batch / speed
                 least = (WARM_UP_CALLS + ROUNDS * (LEAST_CALLS + 1)) * call
                 total += ROUNDS * SPIN_SECONDS + max(plan.seconds + (WARM_UP_CALLS + ROUNDS) * call, least)
             total += OPENING_SECONDS if missing else 0.0
@@ -200,7 +205,7 @@ def versions() -> str:
 
 
 def _check_machine(plan: Plan, rows: Iterable[LatencyRow]) -> None:
-    own = f"{processor()}, {plan.device.threads} threads, {versions()}"
+    own = f"{device_name(plan.device)}, {plan.device.threads} threads, {versions()}"
     others = sorted({row.machine for row in rows} - {own})
     if others:
         raise UserError(
@@ -219,9 +224,12 @@ def _open_contenders(target: Target, contenders: Sequence[Contender], plan: Plan
 
 
 def _open_eager(model: ResNet, folded: ResNet, target: Target, contender: Contender, plan: Plan) -> Call:
+    mixed = contender.precision != "float32"  # on a GPU alone
+    amp_type = contender.precision if mixed else "float16"
+
     def call(planes: Planes) -> object:
-        with paddle.no_grad():
-            return model(paddle.to_tensor(planes)).numpy()
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=mixed, dtype=amp_type):
+            return model(paddle.to_tensor(planes)).astype("float32").numpy()
 
     return call
 
@@ -299,7 +307,7 @@ def _summary(target: Target, contender: Contender, batch: int, seconds: Sequence
         median_ms=median,
         p90_ms=late,
         date=time.strftime("%Y-%m-%d"),
-        processor=processor(),
+        processor=device_name(plan.device),
         threads=plan.device.threads,
         versions=versions(),
     )

@@ -1,5 +1,6 @@
 """What was measured, as Markdown and figures, beside what is published."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from distill.benchmark.tables import PublishedModel, latency_ms
 from distill.files import write_atomically
 
 FIGURE_BATCH = 4
-_PRECISIONS = {"float32": "FP32", "bfloat16": "BF16"}
+_PRECISIONS = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 _ENGINES = {
     "eager": "Paddle, eager",
     "predictor": "Paddle Inference, oneDNN",
@@ -122,7 +123,7 @@ def _published_form(rows: Sequence[LatencyRow], engine: str) -> str:
     lines = []
     for target in _targets(own):
         found = [by_key.get((target.model, target.crop_px, engine, *kind)) for kind in kinds]
-        medians = ["" if row is None else f"{row.median_ms:.3f}" for row in found]
+        medians = ["" if row is None else _ms(row.median_ms) for row in found]
         lines.append([target.model, str(target.crop_px), str(target.resize_short_px), *medians])
     return _table(f"Measured here: {_ENGINES[engine]}", columns, lines)
 
@@ -138,7 +139,12 @@ def _table(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -
 
 
 def _cell(row: LatencyRow | None) -> str:
-    return "" if row is None else f"{row.median_ms:.3f} ({row.min_ms:.3f}-{row.p90_ms:.3f})"
+    return "" if row is None else f"{_ms(row.median_ms)} ({_ms(row.min_ms)}-{_ms(row.p90_ms)})"
+
+
+def _ms(value: float) -> str:
+    """With the three digits that repeat, or all that stand before the point."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _dates(rows: Sequence[LatencyRow]) -> str:

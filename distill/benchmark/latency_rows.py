@@ -12,7 +12,7 @@ from distill.errors import UserError, did_you_mean
 from distill.files import write_atomically
 
 EngineName = Literal["eager", "predictor", "onnxruntime"]
-LatencyPrecision = Literal["float32", "bfloat16"]
+LatencyPrecision = Literal["float32", "bfloat16", "float16"]
 USUAL_CROP_PX, USUAL_RESIZE_PX = 224, 256
 
 
@@ -84,8 +84,8 @@ class LatencyRow:
         median_ms: The median.
         p90_ms: The 90th percentile.
         date: YYYY-MM-DD.
-        processor: As `report.processor` describes it.
-        threads: Of the engine.
+        processor: What computed: `report.device_name`.
+        threads: Of the engine, on a CPU.
         versions: "paddle 3.3.1, onnxruntime 1.32.0".
     """
 

@@ -97,13 +97,13 @@ def check_recordable(recipe: "Recipe") -> None:
 def measurement(recipe: "Recipe", weights: Path, evaluation: "Evaluation", device: "Device") -> Measurement:
     """What `evaluate_weights` found, with all that says what it means."""
     from distill.data.sources import open_sources
-    from distill.report import environment
+    from distill.report import device_name, environment
     from distill.weights import sha256_of
 
     section = recipe.stages[-1].evaluation
     identity = open_sources(section.sources, recipe.num_classes).identity()
-    facts = environment(device)
-    packages = facts["packages"]
+    packages = environment(device)["packages"]
+    threads = f", {device.threads} threads" if device.kind == "cpu" else ""
     return Measurement(
         model=recipe.model.name,
         width=recipe.model.width,
@@ -121,7 +121,7 @@ def measurement(recipe: "Recipe", weights: Path, evaluation: "Evaluation", devic
         crop_px=section.crop_px,
         recipe=recipe.name,
         date=time.strftime("%Y-%m-%d"),
-        hardware=_hardware(device, facts["processor"]),
+        hardware=device_name(device) + threads,
         paddle=packages.get("paddlepaddle") or packages.get("paddlepaddle-gpu") or "unknown",
     )
 
@@ -183,11 +183,3 @@ def _place(source: "AnySource") -> str:
         case "idx":
             place = source.images
     return place if source.range is None else f"{place} [{source.range[0]}, {source.range[1]})"
-
-
-def _hardware(device: "Device", processor: str) -> str:
-    if device.kind == "cpu":
-        return f"{processor}, {device.threads} threads"
-    import paddle
-
-    return str(paddle.device.cuda.get_device_name())

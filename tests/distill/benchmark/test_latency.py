@@ -6,7 +6,7 @@ from distill.benchmark import latency
 from distill.benchmark.latency import Contender, Plan, choose_contenders, estimate_seconds, measure
 from distill.benchmark.latency_rows import Target, read_rows, write_rows
 from distill.errors import RunError, UserError
-from distill.parallel import setup_process
+from distill.parallel import Device, setup_process
 
 SMALL = Target("ResNet18_vd", "ResNet18_vd", 32, 36)
 ENGINES = [Contender("eager", "float32"), Contender("predictor", "float32"), Contender("onnxruntime", "float32")]
@@ -82,6 +82,17 @@ def test_what_this_machine_has_not_is_left_out_with_the_reason(plan):
     ]
     with pytest.raises(UserError, match="nothing to measure: eager bfloat16 is left out"):
         choose_contenders(["eager"], ["bfloat16"], plan.device)
+
+
+def test_a_gpu_has_eager_paddle_alone():
+    chosen, left_out = choose_contenders(
+        ["eager", "predictor", "onnxruntime"], ["float32", "float16"], Device("gpu", 2)
+    )
+    assert chosen == [Contender("eager", "float32"), Contender("eager", "float16")]
+    assert left_out[0] == (
+        "predictor float32 is left out: engine 'predictor' computes on a CPU only: use --device cpu, or engine 'eager'"
+    )
+    assert left_out[2] == "onnxruntime float32 is left out: ONNX Runtime computes on a CPU here: --device cpu"
 
 
 def test_the_estimate_grows_with_the_work_and_leaves_out_what_is_done(plan):

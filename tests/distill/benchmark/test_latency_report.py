@@ -36,9 +36,9 @@ def test_what_is_published_stands_beside_ours_and_says_so(rows):
         "published: T4, FP32 (ms)",
         "published: T4, FP16 (ms)",
     ]
-    ours = ["31.000 (30.000-32.000)", "12.000 (11.000-13.000)", ""]
+    ours = ["31.0 (30.0-32.0)", "12.0 (11.0-13.0)", ""]
     assert lines[0] == ["ResNet18", "224", "256", "1", *ours, "1.499", "1.456", "1.357"]
-    assert lines[1] == ["ResNet18", "224", "256", "4", "", "40.000 (39.000-41.000)", "", "", "3.563", "2.522"]
+    assert lines[1] == ["ResNet18", "224", "256", "4", "", "40.0 (39.0-41.0)", "", "", "3.563", "2.522"]
     assert lines[2][:4] == ["ResNet50_vd", "224", "256", "4"]
     assert lines[2][7:] == ["", "8.091", "4.841"]
 
@@ -54,9 +54,17 @@ def test_each_engine_has_the_published_documents_columns(rows):
         "BF16, batch size 4 (ms)",
     ]
     assert lines == [
-        ["ResNet18", "224", "256", "12.000", "40.000", ""],
-        ["ResNet50_vd", "224", "256", "", "90.250", "50.000"],
+        ["ResNet18", "224", "256", "12.0", "40.0", ""],
+        ["ResNet50_vd", "224", "256", "", "90.2", "50.0"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("ms", "shown"), [(0.51234, "0.512"), (1.4994, "1.50"), (99.94, "99.9"), (100.0, "100"), (1868.6, "1869")]
+)
+def test_times_have_the_digits_that_repeat(latency_row, ms, shown):
+    text = markdown([replace(latency_row, median_ms=ms, min_ms=ms, p90_ms=ms)])
+    assert f"| {shown} ({shown}-{shown}) |" in text and f"| {shown} |" in text
 
 
 def test_it_says_on_what_it_was_measured(rows):
@@ -85,4 +93,4 @@ def test_a_figure_joins_published_accuracy_with_our_latency(rows, tmp_path):
 def test_a_network_outside_the_series_is_in_the_table_alone(latency_row, tmp_path):
     written = write_report(tmp_path, [replace(latency_row, model="ResNeXt101_32x8d_wsl")])
     assert [path.name for path in written] == ["latency.md"]
-    assert "| ResNeXt101_32x8d_wsl | 224 | 256 | 4 | 90.250 (88.100-95.500) |  |  |  |" in written[0].read_text()
+    assert "| ResNeXt101_32x8d_wsl | 224 | 256 | 4 | 90.2 (88.1-95.5) |  |  |  |" in written[0].read_text()
