@@ -103,7 +103,9 @@ def print_table(entries: Sequence[Entry], console: "Console") -> None:
     from rich.table import Table
 
     for folder, group in groupby(entries, key=lambda entry: entry.file.parent):
-        table = Table(title=f"{folder}/", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        # not the table's title, which is broken where the table is narrower
+        console.print(f"{folder}/", style="bold", soft_wrap=True, markup=False, highlight=False)
+        table = Table(box=None, pad_edge=False)
         for header in ("recipe", "teacher", "student", "data"):
             table.add_column(header, overflow="fold", header_style="dim")
         for header in ("expected", "measured"):
