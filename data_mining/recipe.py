@@ -1,7 +1,7 @@
 """The schema of a mining recipe: frozen, unknown keys forbidden, nothing heavy imported.
 
 A stage's section holds what changes its result, and is part of the key of what the stage makes; the section
-`runtime` holds what never does. `distill.recipe_file` reads the YAML and reports errors by line.
+`runtime` holds what never does. `distill.recipe.file` reads the YAML and reports errors by line.
 """
 
 import re

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from data_mining.recipe import MiningRecipe
 from distill.errors import UserError, did_you_mean
-from distill.recipe_file import parse_sections, read_recipe_text
-from distill.recipes_index import CHECKOUT
+from distill.recipe.file import parse_sections, read_recipe_text
+from distill.recipe.index import CHECKOUT
 
 
 def load_mining_recipe(path: Path | str, overrides: Sequence[str] = ()) -> MiningRecipe:

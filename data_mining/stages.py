@@ -8,7 +8,7 @@ from data_mining.recipe import MiningRecipe
 from data_mining.workspace import StageReport, Workspace
 from distill.errors import UserError
 from distill.files import write_atomically
-from distill.recipe_file import resolved_yaml
+from distill.recipe.file import resolved_yaml
 
 STAGES = ("index", "score", "leaks", "duplicates", "select", "pack", "report")
 BY_SHARD = ("index", "score", "pack")

@@ -9,7 +9,7 @@ from distill.models import create_model
 from distill.parallel import DeviceKind
 from distill.prediction import predict
 from distill.recipe import Recipe
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import RunResult, run_recipe
 from distill.trained import find_trained
 

@@ -165,7 +165,7 @@ def _recipes(context: typer.Context, folder: FolderOption = None) -> None:
 @recipes_app.command("list")
 def list_recipes(folder: FolderOption = None, debug: DebugOption = False) -> None:
     """Print the table of all recipes."""
-    from distill.recipes_index import print_table, read_entries, recipe_files, recipes_folder
+    from distill.recipe.index import print_table, read_entries, recipe_files, recipes_folder
 
     print_table(read_entries(recipe_files(folder or recipes_folder())), _console())
 
@@ -178,7 +178,7 @@ def show_recipe(recipe: RecipeArgument, folder: FolderOption = None, debug: Debu
     Example:
       distill recipes show distilled > my_recipe.yaml
     """
-    from distill.recipes_index import find_recipe
+    from distill.recipe.index import find_recipe
 
     path = find_recipe(recipe, folder)
     try:
@@ -200,7 +200,7 @@ def schema(
     Example:
       distill schema --output recipes/recipe.schema.json
     """
-    from distill.recipe_schema import schema_text
+    from distill.recipe.json_schema import schema_text
 
     if output is None:
         typer.echo(schema_text(), nl=False)
@@ -337,11 +337,9 @@ def train(
             loaded = _scaled_down(loaded, small_data, output, inputs, device)
         folder = output or Path("runs") / loaded.name
         if dry_run:
-            from distill import rehearsal_report
+            from distill.rehearsal.report import dry_run as rehearsed
 
-            lines = rehearsal_report.dry_run(
-                loaded, folder, resume=resume, device=device.value, accept_changes=accept_changes or []
-            )
+            lines = rehearsed(loaded, folder, resume=resume, device=device.value, accept_changes=accept_changes or [])
             typer.echo("\n".join([*lines, "nothing was started, and nothing is left behind"]))
             return
     from distill.distributed.rank import rank_of_environment
@@ -581,8 +579,8 @@ def _scaled_down(
 ) -> "Recipe":
     """The recipe in small; writes what it needs to `inputs`, None: into the run's folder, unless that run has it."""
     from distill.parallel import setup_process
-    from distill.scale_down import WARNING, scale_down, scaled_down_name
-    from distill.scale_down_inputs import SmallImages, write_inputs
+    from distill.rehearsal.scale_down import WARNING, scale_down, scaled_down_name
+    from distill.rehearsal.small_inputs import SmallImages, write_inputs
     from distill.stages import has_begun
 
     run = output or Path("runs") / scaled_down_name(recipe)
@@ -599,9 +597,9 @@ def _scaled_down(
 
 def _scaled_down_yaml(recipe: "Recipe", data: Path | None) -> str:
     """The recipe in small, in full; writes nothing."""
-    from distill.recipe_file import resolved_yaml
-    from distill.scale_down import scale_down, scaled_down_name
-    from distill.scale_down_inputs import SmallImages
+    from distill.recipe.file import resolved_yaml
+    from distill.rehearsal.scale_down import scale_down, scaled_down_name
+    from distill.rehearsal.small_inputs import SmallImages
 
     inputs = Path("runs") / scaled_down_name(recipe) / "inputs"
     return resolved_yaml(scale_down(recipe, SmallImages(data, inputs).data, inputs))

@@ -31,7 +31,7 @@ from distill.optim import build_optimizer, optimizer_tensors, restore_optimizer
 from distill.parallel import Device
 from distill.recipe import Recipe
 from distill.student import Student
-from distill.teacher import Teacher, open_teacher
+from distill.teachers.teacher import Teacher, open_teacher
 from distill.trunk import Trunk
 from distill.weights import load_into
 

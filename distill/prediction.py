@@ -24,7 +24,7 @@ from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
 from distill.parallel import DeviceKind, setup_process
 from distill.recipe import Recipe, Stage
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.weights import load_into
 
 LIST_SUFFIXES = (".txt", ".parquet")

@@ -17,8 +17,8 @@ from distill.evaluation import Evaluation
 from distill.files import owned, write_atomically
 from distill.parallel import Device, DeviceKind, setup_process
 from distill.recipe import Recipe
-from distill.recipe_differences import differences, not_accepted
-from distill.recipe_file import load_recipe, resolved_yaml
+from distill.recipe.differences import differences, not_accepted
+from distill.recipe.file import load_recipe, resolved_yaml
 from distill.report import environment, write_json
 from distill.run_report.card import write_card
 from distill.training import StageResult, stage_folder, train_stage

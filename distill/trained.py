@@ -5,8 +5,8 @@ from pathlib import Path
 
 from distill.errors import UserError
 from distill.recipe import Recipe
-from distill.recipe_file import load_recipe
-from distill.recipes_index import find_recipe
+from distill.recipe.file import load_recipe
+from distill.recipe.index import find_recipe
 
 
 def find_trained(

@@ -28,7 +28,7 @@ from distill.metrics import read_metrics
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.recipe import ModelSection
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.report import write_picture
 
 RECIPES = Path("recipes/fashion_mnist")

@@ -44,7 +44,7 @@ def test_the_data_pipeline_runs_without_paddle(path):
 
 
 @pytest.mark.parametrize(
-    "module", ["distill", "distill.cli", "distill.recipe_file", "distill.recipe_schema", "distill.benchmark.zoo"]
+    "module", ["distill", "distill.cli", "distill.recipe.file", "distill.recipe.json_schema", "distill.benchmark.zoo"]
 )
 def test_what_answers_at_once_imports_nothing_heavy(module):
     code = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"

@@ -9,8 +9,8 @@ from distill.benchmark.count import multiply_accumulates
 from distill.benchmark.tables import published_models
 from distill.models.plan import plan_network
 from distill.models.specs import SPECS
-from distill.recipe_file import load_recipe
-from distill.teacher_classes import read_class_map
+from distill.recipe.file import load_recipe
+from distill.teachers.classes import read_class_map
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "mining")

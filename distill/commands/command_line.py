@@ -24,8 +24,8 @@ def load_named(name: str, overrides: Sequence[str] | None) -> "tuple[Path, Recip
     Raises:
         UserError: There is none, or it has errors.
     """
-    from distill.recipe_file import load_recipe
-    from distill.recipes_index import find_recipe
+    from distill.recipe.file import load_recipe
+    from distill.recipe.index import find_recipe
 
     path = find_recipe(name)
     return path, load_recipe(path, overrides or ())

@@ -21,7 +21,7 @@ from distill.errors import UserError
 from distill.files import owned
 from distill.parallel import DeviceKind, import_paddle
 from distill.recipe import Recipe
-from distill.recipe_file import resolved_yaml
+from distill.recipe.file import resolved_yaml
 from distill.report import git_commit
 
 LOGS = "logs"
@@ -119,7 +119,7 @@ def dry_run(wanted: Launch) -> list[str]:
     """
     machine, devices = _checked(wanted)
     import_paddle()
-    from distill.rehearsal_checks import check_run  # imports Paddle, too, which a supervisor must not
+    from distill.rehearsal.checks import check_run  # imports Paddle, too, which a supervisor must not
 
     check_run(wanted.recipe, wanted.output, resume=wanted.resume, accept_changes=wanted.accept_changes)
     names = f"the GPUs {', '.join(devices.gpus)}" if devices.gpus else "the CPU"

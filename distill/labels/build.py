@@ -35,7 +35,7 @@ from distill.labels.teacher import StoredTeacher
 from distill.normalization import seen_images
 from distill.parallel import Device
 from distill.recipe import Recipe, Stage
-from distill.teacher import open_teacher
+from distill.teachers.teacher import open_teacher
 
 _ELEMENTS_AHEAD = 2  # beyond what the loader itself reads ahead
 

@@ -14,7 +14,7 @@ from distill.distributed.tether import die_with_parent
 from distill.errors import RunError
 from distill.files import write_atomically
 from distill.recipe import Recipe
-from distill.recipe_file import load_recipe, resolved_yaml
+from distill.recipe.file import load_recipe, resolved_yaml
 
 _SHOWN_LINES = 5
 _PATIENCE_SECONDS = 10.0

@@ -12,7 +12,7 @@ from distill.labels.manifest import label_store, missing_weights
 from distill.labels.store import LabelStore
 from distill.parallel import Device
 from distill.recipe import Recipe, Stage
-from distill.teacher import open_teacher
+from distill.teachers.teacher import open_teacher
 
 _MEASURE_SECONDS = 3.0
 _VIEWS = (1, 4, 16, 64)

@@ -12,8 +12,8 @@ from distill.labels import store as sizes
 from distill.labels.records import FORMAT, Layout
 from distill.labels.store import LabelStore
 from distill.recipe import AnyTeacher, Recipe, Stage, TeacherModel
-from distill.teacher_classes import read_class_map
-from distill.teacher_files import digest_of, identity_of
+from distill.teachers.classes import read_class_map
+from distill.teachers.files import digest_of, identity_of
 
 MANIFEST = "labels.json"
 WITHOUT_PART = (

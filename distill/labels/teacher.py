@@ -12,7 +12,7 @@ from distill.data.types import LabelSlot
 from distill.errors import RunError
 from distill.labels.records import NotFiniteAnswers, Rows, encode, expand, undecodable
 from distill.labels.store import LabelStore
-from distill.teacher import Teacher
+from distill.teachers.teacher import Teacher
 
 
 class StoredTeacher:

@@ -21,7 +21,7 @@ from distill.labels.teacher import StoredTeacher
 from distill.normalization import seen_images
 from distill.parallel import Device
 from distill.recipe import Recipe
-from distill.teacher import open_teacher, uses_predictor
+from distill.teachers.teacher import open_teacher, uses_predictor
 
 _SPAN = 16  # consecutive positions that are compared in one forward pass
 _MOST_EPOCHS = 4  # of which an order of all images is drawn

@@ -19,7 +19,7 @@ from distill.normalization import normalize, to_unit_range
 from distill.parallel import Device
 from distill.prediction import softmax
 from distill.recipe import ClassFoldersSource, Recipe
-from distill.teacher import Teacher, open_teacher
+from distill.teachers.teacher import Teacher, open_teacher
 from distill.weights import load_into
 
 WORST_CLASSES = 8

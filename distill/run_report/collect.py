@@ -11,7 +11,7 @@ from typing import Any
 from distill.errors import UserError
 from distill.metrics import read_metrics
 from distill.recipe import Recipe
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 CARD = "MODEL_CARD.md"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from distill.display import Display
 from distill.errors import DistillError, UserError
 from distill.parallel import setup_process
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 
 def main() -> int:
@@ -50,7 +50,7 @@ def measure_teacher(path: Path, overrides: Sequence[str] = ()) -> tuple[float, i
 
     from distill.evaluation import count_hits, open_evaluation, shown
     from distill.normalization import to_unit_range
-    from distill.teacher import open_teacher
+    from distill.teachers.teacher import open_teacher
 
     teacher = open_teacher(recipe, len(recipe.stages) - 1, device)
     loader = open_evaluation(stage, recipe)

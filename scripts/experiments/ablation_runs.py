@@ -12,7 +12,7 @@ from distill.data.sources import open_sources
 from distill.files import write_atomically
 from distill.labels.manifest import store_key
 from distill.recipe import ImageListSource, Recipe, Stage
-from distill.recipe_file import parse_recipe, read_recipe_text, resolved_yaml
+from distill.recipe.file import parse_recipe, read_recipe_text, resolved_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "cifar10"
 OUTPUT = "runs/ablation/"

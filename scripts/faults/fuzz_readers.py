@@ -30,7 +30,7 @@ from distill.export.description import read_description
 from distill.labels.records import Layout, encode, expand, undecodable
 from distill.labels.store import LabelStore
 from distill.metrics import read_metrics
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.weights import read_weights, write_weights
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,10 @@ def _some_arrays() -> dict[str, np.ndarray]:
 
 
 def recipes(folder: Path) -> Target:
-    paths = [CHECKOUT / "tests/distill/example_recipe.yaml", *sorted((CHECKOUT / "recipes").glob("*/*.yaml"))[:6]]
+    paths = [
+        CHECKOUT / "tests/distill/recipe/example_recipe.yaml",
+        *sorted((CHECKOUT / "recipes").glob("*/*.yaml"))[:6],
+    ]
     return Target(
         "recipe", [path.read_bytes() for path in paths if "mining" not in str(path)], lambda p, _: load_recipe(p)
     )
@@ -73,7 +76,7 @@ def mining_recipes(folder: Path) -> Target:
 
 def options(folder: Path) -> Target:
     """A recipe as it is, and a damaged --set."""
-    recipe = CHECKOUT / "tests/distill/example_recipe.yaml"
+    recipe = CHECKOUT / "tests/distill/recipe/example_recipe.yaml"
     seeds = [
         b"optimizer.learning_rate=0.1",
         b"stages.0.epochs=3",

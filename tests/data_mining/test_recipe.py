@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from data_mining.recipe import MiningRecipe, RuntimeSection, parse_bytes
 from data_mining.recipe_file import find_mining_recipe, load_mining_recipe
 from distill.errors import UserError
-from distill.recipe_file import parse_sections, resolved_yaml
+from distill.recipe.file import parse_sections, resolved_yaml
 
 TEXT = """\
 name: small

@@ -19,7 +19,7 @@ from data_mining.stages import STAGES, run_stages, stages_of
 from data_mining.workspace import Part, Workspace
 from distill.data.image_list import open_image_list
 from distill.errors import UserError
-from distill.recipe_file import resolved_yaml
+from distill.recipe.file import resolved_yaml
 
 # They hold times; the recipe how it was run; and what a killed worker had not finished goes with the next run.
 NEVER_EQUAL = ("report.json", "report.html", "lock", "recipe.yaml", "tmp-")

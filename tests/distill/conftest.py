@@ -1,4 +1,6 @@
 import itertools
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,3 +74,60 @@ def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
         return int(leaving.value.code or 0), output, errors
 
     return run
+
+
+# Trains, and is killed without warning behind the given update or file of a checkpoint, or with half of the given
+# record of a store written.
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from distill.parallel import import_paddle
+import_paddle()
+from distill import checkpoint, stages
+from distill.learner import Learner
+from distill.recipe.file import load_recipe
+
+recipe, output, kill_at, where = sys.argv[1:]
+counts = {"update": 0, "checkpoint": 0, "record": 0}
+
+def is_due(what):
+    counts[what] += 1
+    return where == what and counts[what] == int(kill_at)
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def killed_behind(what, function):
+    def call(*arguments):
+        result = function(*arguments)
+        if is_due(what):
+            kill()
+        return result
+    return call
+
+def pwrite(descriptor, data, offset, write=os.pwrite):
+    if is_due("record"):
+        write(descriptor, bytes(data)[: len(data) // 2], offset)
+        kill()
+    return write(descriptor, data, offset)
+
+Learner.update = killed_behind("update", Learner.update)
+checkpoint.write_synced = killed_behind("checkpoint", checkpoint.write_synced)
+os.pwrite = pwrite
+stages.run_recipe(load_recipe(recipe), Path(output), resume=True, device="cpu")
+"""
+
+
+@pytest.fixture
+def train_and_kill() -> Callable[..., None]:
+    """Trains a recipe, resuming, in a process that is killed at the update, checkpoint or record of that number.
+
+    -1: it ends well.
+    """
+
+    def train(recipe: Path, output: Path, kill_at: int, where: str = "update") -> None:
+        command = [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe), str(output), str(kill_at), where]
+        ended = subprocess.run(command, cwd=recipe.parent, capture_output=True, timeout=120)
+        assert ended.returncode == (0 if kill_at < 0 else -signal.SIGKILL), ended.stderr.decode()
+
+    return train

@@ -10,9 +10,9 @@ import pytest
 import distill
 from distill import cli
 from distill.errors import RunError, UserError
-from distill.recipe_file import parse_recipe
+from distill.recipe.file import parse_recipe
 
-EXAMPLE = Path(__file__).with_name("example_recipe.yaml")
+EXAMPLE = Path(__file__).parent / "recipe" / "example_recipe.yaml"
 HEAVY = ("paddle", "grain", "cv2", "numpy", "visualdl", "matplotlib", "rich")
 
 

@@ -6,7 +6,7 @@ import pytest
 from distill.engines.engine import EagerEngine, PredictorEngine, open_engine
 from distill.errors import RunError, UserError
 from distill.evaluation import evaluate_weights, measure, open_evaluation
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 

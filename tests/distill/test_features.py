@@ -7,7 +7,7 @@ from distill.data.sources import open_sources
 from distill.errors import RunError
 from distill.features import FeatureFolder, FeatureStore
 from distill.recipe import ViewSection
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 WIDTH = 5
 

@@ -1,7 +1,6 @@
 """Training the classifier alone at another size, from the recipe to the weights."""
 
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -19,7 +18,7 @@ from distill.metrics import read_metrics
 from distill.models import build_model
 from distill.normalization import normalize, to_unit_range
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 from distill.trunk import Trunk
 from distill.weights import load_into, read_weights, write_weights
@@ -27,40 +26,6 @@ from distill.weights import load_into, read_weights, write_weights
 CPU = Device("cpu", 2)
 MODEL = {"name": "ResNet18_vd", "width": 0.0625}
 CLASSIFIER = {"fc.weight", "fc.bias"}
-
-# Trains, and is killed without warning inside the given write of features, half of a record written, or behind the
-# given update.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from distill.parallel import import_paddle
-import_paddle()
-from distill import stages
-from distill.learner import Learner
-from distill.recipe_file import load_recipe
-
-recipe, output, kill_at, where = sys.argv[1:]
-count = {"pwrite": 0, "update": 0}
-write, update = os.pwrite, Learner.update
-
-def kill_if_due(name):
-    count[name] += 1
-    return where == name and count[name] == int(kill_at)
-
-def pwrite(descriptor, data, offset):
-    if kill_if_due("pwrite"):
-        write(descriptor, bytes(data)[: len(data) // 2], offset)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(descriptor, data, offset)
-
-def updating(*arguments):
-    update(*arguments)
-    if kill_if_due("update"):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.pwrite, Learner.update = pwrite, updating
-stages.run_recipe(load_recipe(recipe), Path(output), resume=True, device="cpu")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -246,17 +211,15 @@ def test_damaged_features_are_computed_again(fix, train, computed, tmp_path):
     assert computed == [1, 1]
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_bits(fix, train, tmp_path):
+def test_a_run_killed_anywhere_ends_with_the_same_bits(fix, train, train_and_kill, tmp_path):
     path = fix(
         runtime={"log_every_steps": 3, "checkpoint_every_steps": 4}, ema_decay=0.9, recalibrate_bn={"images": 64}
     )
     whole = train(path, "whole")
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(path), str(tmp_path / "killed")]
-    for kill_at, where in ((3, "update"), (40, "pwrite"), (10, "pwrite"), (6, "update")):
-        done = subprocess.run([*command, str(kill_at), where], capture_output=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    for kill_at, where in ((3, "update"), (40, "record"), (10, "record"), (6, "update")):
+        train_and_kill(path, tmp_path / "killed", kill_at, where)
     assert (tmp_path / "killed" / "stages" / "0-train" / "features").exists()
-    assert subprocess.run([*command, "-1", "never"], capture_output=True, timeout=120).returncode == 0
+    train_and_kill(path, tmp_path / "killed", -1)
     assert (tmp_path / "killed" / "student.safetensors").read_bytes() == whole
 
 

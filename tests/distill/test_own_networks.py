@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,10 +19,10 @@ from distill.models.factory import find_factory
 from distill.parallel import Device
 from distill.prediction import predict, predict_exported
 from distill.recipe import ModelSection
-from distill.recipe_file import load_recipe
-from distill.scale_down_inputs import random_weights
+from distill.recipe.file import load_recipe
+from distill.rehearsal.small_inputs import random_weights
 from distill.stages import run_recipe
-from distill.teacher import open_teacher
+from distill.teachers.teacher import open_teacher
 from distill.trunk import Trunk
 from distill.weights import read_weights, write_weights
 
@@ -33,30 +31,6 @@ SERIES = {"name": "ResNet18_vd", "width": 0.125}
 KL = {"kl": {"weight": 1.0, "temperature": 2.0}}
 CENTER = {"size_px": 28, "crop": {"kind": "center", "resize_short_px": 28}, "horizontal_flip": 0.0}
 BELOW = ["stem.*", "norm.*", "body.*"]
-
-# Trains, and is killed without warning behind the given update.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from distill.parallel import import_paddle
-import_paddle()
-from distill import stages
-from distill.learner import Learner
-from distill.recipe_file import load_recipe
-
-recipe, output, kill_at = sys.argv[1:]
-updates, update = 0, Learner.update
-
-def counted(*arguments):
-    global updates
-    update(*arguments)
-    updates += 1
-    if updates == int(kill_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Learner.update = counted
-stages.run_recipe(load_recipe(recipe), Path(output), resume=True, device="cpu")
-"""
 
 
 @pytest.fixture
@@ -110,7 +84,9 @@ def test_a_student_of_ones_own_learns_from_the_series_by_the_names_of_layers(own
     assert "the student computes with Paddle's kernels, slower here, because a network of your own" in said
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_bits_also_with_dropout(own, teacher_weights, tmp_path):
+def test_a_run_killed_anywhere_ends_with_the_same_bits_also_with_dropout(
+    own, teacher_weights, train_and_kill, tmp_path
+):
     recipe = own(
         arguments={"dropout": 0.5},
         teacher=series_teacher(teacher_weights),
@@ -121,9 +97,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bits_also_with_dropout(own, te
     outputs = []
     for name, kills in (("whole", []), ("killed", [3, 4])):
         for kill_at in [*kills, -1]:
-            command = [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe), str(tmp_path / name), str(kill_at)]
-            ended = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
-            assert ended.returncode == (0 if kill_at < 0 else -signal.SIGKILL), ended.stderr
+            train_and_kill(recipe, tmp_path / name, kill_at)
         outputs.append((tmp_path / name / "student.safetensors").read_bytes())
     assert outputs[0] == outputs[1]
 
@@ -350,7 +324,7 @@ def test_a_hostile_recipe_runs_no_command_without_a_file_of_code(
 
 
 def test_a_dry_run_checks_and_measures_it(own, run_cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("distill.rehearsal.SECONDS", 0.1)
+    monkeypatch.setattr("distill.rehearsal.trial.SECONDS", 0.1)
     path = own(
         teacher=own_teacher(own.name, tmp_path),
         loss=KL | {"feature_mse": {"weight": 0.1, "student_layer": "body", "teacher_layer": "body.0"}},

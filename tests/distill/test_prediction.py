@@ -17,7 +17,7 @@ from distill.prediction import (
     predictions_table,
     top_classes,
 )
-from distill.recipe_file import load_recipe, resolved_yaml
+from distill.recipe.file import load_recipe, resolved_yaml
 from distill.weights import write_weights
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]

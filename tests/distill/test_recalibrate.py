@@ -8,7 +8,7 @@ from distill.data.sampler import epoch_order
 from distill.data.sources import open_sources
 from distill.models import create_model
 from distill.recalibrate import recalibrate, recalibrate_stage
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 EPSILON = 1e-5
 

@@ -4,7 +4,7 @@ import pytest
 
 from distill.data.sources import open_sources
 from distill.errors import UserError
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.run_inputs import note_inputs, read_inputs
 from distill.weights import sha256_of
 

@@ -11,42 +11,9 @@ import pytest
 from distill.errors import RunError, UserError
 from distill.metrics import read_metrics
 from distill.parallel import setup_process
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import prepare_folder, run_recipe
 from distill.weights import read_weights
-
-# Trains, and is killed without warning behind the given update, or inside the given call of checkpoint.save.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from distill.parallel import import_paddle
-import_paddle()
-from distill import checkpoint, stages
-from distill.learner import Learner
-from distill.recipe_file import load_recipe
-
-recipe, output, kill_at, where = sys.argv[1:]
-kill = lambda: os.kill(os.getpid(), int(signal.SIGKILL))
-count = {"update": 0, "fsync": 0}
-
-def counted(name, function):
-    def call(*arguments):
-        result = function(*arguments)
-        count[name] += 1
-        if where == name and count[name] == int(kill_at):
-            kill()
-        return result
-    return call
-
-Learner.update = counted("update", Learner.update)
-checkpoint.write_synced = counted("fsync", checkpoint.write_synced)
-stages.run_recipe(load_recipe(recipe), Path(output), resume=True, device="cpu")
-"""
-
-
-def child(recipe: Path, output: Path, kill_at: int, where: str) -> int:
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe), str(output), str(kill_at), where]
-    return subprocess.run(command, capture_output=True, timeout=120).returncode
 
 
 @pytest.fixture
@@ -77,21 +44,21 @@ def everything(digits, teacher_weights, tmp_path):
     )
 
 
-def test_a_run_killed_anywhere_ends_with_the_same_bits(everything, tmp_path):
+def test_a_run_killed_anywhere_ends_with_the_same_bits(everything, train_and_kill, tmp_path):
     run_recipe(load_recipe(everything), tmp_path / "whole", device="cpu")
     draw = random.Random(0)
     killed = tmp_path / "killed"
     kills = [
         (draw.randint(1, 3), "update"),  # before the first checkpoint
         (draw.randint(4, 6), "update"),
-        (draw.randint(1, 2), "fsync"),  # inside the writing of a checkpoint
+        (draw.randint(1, 2), "checkpoint"),  # inside the writing of a checkpoint
         (draw.randint(7, 9), "update"),
         (2, "update"),  # in the second stage
         (5, "update"),  # there too, behind a checkpoint
     ]
     for kill_at, where in kills:
-        assert child(everything, killed, kill_at, where) == -signal.SIGKILL
-    assert child(everything, killed, -1, "never") == 0
+        train_and_kill(everything, killed, kill_at, where)
+    train_and_kill(everything, killed, -1)
     assert (killed / "student.safetensors").read_bytes() == (tmp_path / "whole" / "student.safetensors").read_bytes()
     steps = [
         [(e["kind"], e["stage"], e["step"]) for e in read_metrics(f / "metrics.jsonl")]

@@ -10,7 +10,7 @@ from distill.data.types import Batch
 from distill.learner import Learner
 from distill.metrics import read_metrics
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 from distill.training import train_stage
 from distill.weights import read_weights

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 

@@ -9,7 +9,7 @@ import pytest
 from distill import checkpoint
 from distill.errors import RunError, UserError
 from distill.metrics import MetricsLog, read_metrics
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 # Each breaks the run at another file: recipe.yaml, the picture of the views, the best weights, a checkpoint.

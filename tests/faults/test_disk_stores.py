@@ -9,7 +9,7 @@ from distill.labels.manifest import label_store
 from distill.labels.verify import verify_labels
 from distill.models import create_model
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 from distill.weights import write_weights
 

@@ -14,7 +14,7 @@ from distill.data.loader import EvaluationLoader
 from distill.errors import RunError
 from distill.metrics import read_metrics
 from distill.recipe import EvaluationSection, RuntimeSection
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 from distill.training import Position, Saver
 

@@ -18,7 +18,7 @@ from distill.labels.store import DamagedShard
 from distill.labels.verify import verify_labels
 from distill.models import create_model
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 from distill.weights import write_weights
 

@@ -11,7 +11,7 @@ import pytest
 from distill import checkpoint
 from distill.errors import RunError
 from distill.learner import Learner
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from distill.evaluation import evaluate_weights
 from distill.models import create_model
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.weights import write_weights
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "examples" / "teacher_accuracy.py"

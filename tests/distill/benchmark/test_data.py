@@ -8,7 +8,7 @@ from distill import cli
 from distill.benchmark.data import PARTS, benchmark_data, measure_parts
 from distill.data.sources import open_sources
 from distill.errors import RunError, UserError
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 CROP = {"kind": "random_area", "scale": [0.08, 1.0], "ratio": [0.75, 1.3333], "sampling": "published"}
 

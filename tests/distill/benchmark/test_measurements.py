@@ -9,7 +9,7 @@ from distill.benchmark.measurements import measurement, read_measurements, recor
 from distill.errors import RunError, UserError
 from distill.evaluation import Evaluation
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.weights import sha256_of, write_weights
 
 

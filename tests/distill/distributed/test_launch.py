@@ -20,7 +20,7 @@ from distill.distributed.machine import Devices, Machine, choose_devices
 from distill.distributed.master import check_master, parse_master
 from distill.errors import UserError
 from distill.files import owned
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 CPU = Machine("3.3.1", cuda=False, gpus=0)

@@ -13,7 +13,7 @@ from distill.models import build_model
 from distill.models.resnet import ResNet
 from distill.normalization import normalize, to_unit_range
 from distill.recipe import Recipe
-from distill.recipe_file import load_recipe, resolved_yaml
+from distill.recipe.file import load_recipe, resolved_yaml
 from distill.weights import write_weights
 
 STEPS, BATCH_SIZE = 80, 64

@@ -17,7 +17,7 @@ from distill.labels.manifest import label_store
 from distill.labels.records import Layout
 from distill.labels.store import LabelStore
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 CPU = Device("cpu", 2)

@@ -9,7 +9,7 @@ import pytest
 
 from distill.errors import RunError, UserError
 from distill.labels.builders import teacher_processes, visible_gpu
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 

@@ -5,7 +5,7 @@ import pytest
 from distill.data.sources import open_sources
 from distill.errors import UserError
 from distill.labels.manifest import label_store
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 
 def test_a_store_computed_in_another_precision_is_refused(taught):

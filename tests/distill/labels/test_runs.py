@@ -1,9 +1,6 @@
 """Training with stored answers, from the recipe to the student's bits."""
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -22,32 +19,8 @@ from distill.learner import Learner
 from distill.metrics import read_metrics
 from distill.parallel import Device
 from distill.recipe import Stage
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
-
-# Trains, and is killed without warning inside the given call of pwrite, with half of its bytes written.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from distill.parallel import import_paddle
-import_paddle()
-from distill import stages
-from distill.recipe_file import load_recipe
-
-recipe, output, kill_at = sys.argv[1:]
-calls, write = 0, os.pwrite
-
-def counted(descriptor, data, offset):
-    global calls
-    calls += 1
-    if calls == int(kill_at):
-        write(descriptor, bytes(data)[: len(data) // 2], offset)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(descriptor, data, offset)
-
-os.pwrite = counted
-stages.run_recipe(load_recipe(recipe), Path(output), resume=True, device="cpu")
-"""
 
 
 def student(folder):
@@ -158,15 +131,13 @@ def test_answers_to_cut_and_changed_views_are_stored_and_read(taught, train, no_
         train(recipe, "plainer", "view.policy=null")
 
 
-def test_a_run_killed_while_it_stores_ends_with_the_same_bits(taught, train, tmp_path, small_blocks):
+def test_a_run_killed_while_it_stores_ends_with_the_same_bits(taught, train, train_and_kill, tmp_path, small_blocks):
     recipe = taught(runtime={"log_every_steps": 3, "checkpoint_every_steps": 3}, epochs=2)
     whole = train(recipe, "whole", f"teacher.labels.folder={tmp_path / 'other'}")
     store_of(recipe, create=True)  # the children's store has small blocks too
-    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(recipe), str(tmp_path / "killed")]
     for kill_at in (5, 8, 12, 9):
-        done = subprocess.run([*command, str(kill_at)], capture_output=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert subprocess.run([*command, "-1"], capture_output=True, timeout=120).returncode == 0
+        train_and_kill(recipe, tmp_path / "killed", kill_at, "record")
+    train_and_kill(recipe, tmp_path / "killed", -1)
     assert student(tmp_path / "killed") == whole
     store = store_of(recipe)
     shards = [shard for epoch in (0, 1) for shard in store.shards(epoch)]

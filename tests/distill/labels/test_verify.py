@@ -7,7 +7,7 @@ from distill.labels.manifest import label_store
 from distill.labels.records import Layout, encode
 from distill.labels.verify import agreeing, verify_labels
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 
 CPU = Device("cpu", 2)
 

@@ -9,7 +9,7 @@ from distill.distributed.batch_norm import MovingStatistics
 from distill.distributed.rank import Rank
 from distill.recalibrate import recalibrate
 from distill.student import Student
-from distill.teacher import freeze
+from distill.teachers.teacher import freeze
 
 pytestmark = pytest.mark.filterwarnings("ignore:When training, we now always track")
 

@@ -13,7 +13,7 @@ import yaml
 
 from distill.errors import UserError
 from distill.prediction import predict
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.run_report.card import code, render_card, text
 from distill.stages import run_recipe
 

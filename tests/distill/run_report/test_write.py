@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
 
 HOSTILE = "<script>alert(1)<"

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe_differences import differences, not_accepted
-from distill.recipe_file import parse_recipe
+from distill.recipe.differences import differences, not_accepted
+from distill.recipe.file import parse_recipe
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
 

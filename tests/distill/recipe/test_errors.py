@@ -5,7 +5,7 @@ import pytest
 from distill.errors import UserError
 from distill.models.specs import SPECS
 from distill.recipe import Recipe, Stage
-from distill.recipe_file import parse_recipe, resolved_yaml
+from distill.recipe.file import parse_recipe, resolved_yaml
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
 

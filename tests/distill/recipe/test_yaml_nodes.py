@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.recipe_yaml import MAX_DEPTH, MAX_NODES, NOT_PLAIN_TEXT, RecipeError, plain, plain_value, read_yaml
+from distill.recipe.yaml_nodes import MAX_DEPTH, MAX_NODES, NOT_PLAIN_TEXT, RecipeError, plain, plain_value, read_yaml
 
 
 def read(text):

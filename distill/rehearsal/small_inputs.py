@@ -13,7 +13,7 @@ from distill.errors import RunError, UserError
 from distill.files import write_atomically
 from distill.models import FACTORY_PX
 from distill.recipe import IdxSource, ImageListSource, Recipe, TeacherModel
-from distill.scale_down import LIST, SmallData
+from distill.rehearsal.scale_down import LIST, SmallData
 from distill.weights import write_weights
 
 FASHION_MNIST = Path("data/fashion-mnist")

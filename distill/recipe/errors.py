@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from distill.errors import did_you_mean
 from distill.recipe import Recipe, Section, Stage
-from distill.recipe_yaml import Node, Problem, child_of, describe, join_key
+from distill.recipe.yaml_nodes import Node, Problem, child_of, describe, join_key
 
 # Hostile files only; each problem searches for a nearest name.
 MAX_PROBLEMS = 100

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from distill.errors import UserError
 from distill.recipe import Recipe
-from distill.recipe_file import load_recipe, parse_recipe, resolved_yaml
-from distill.recipe_yaml import MAX_BYTES
+from distill.recipe.file import load_recipe, parse_recipe, resolved_yaml
+from distill.recipe.yaml_nodes import MAX_BYTES
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
 ONE_STAGE = EXAMPLE[: EXAMPLE.index("stages:")] + "epochs: 4\n"

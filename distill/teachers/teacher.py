@@ -36,8 +36,8 @@ from distill.recipe import (
     TeacherModel,
     TeacherSection,
 )
-from distill.teacher_classes import ClassMap, read_class_map
-from distill.teacher_files import digest_of, identity_of, open_file_teacher
+from distill.teachers.classes import ClassMap, read_class_map
+from distill.teachers.files import digest_of, identity_of, open_file_teacher
 from distill.weights import load_into
 
 

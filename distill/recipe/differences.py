@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distill.recipe import Recipe
-from distill.recipe_yaml import describe, join_key
+from distill.recipe.yaml_nodes import describe, join_key
 
 # They describe the experiment or change its speed, never its result.
 WITHOUT_EFFECT = (

@@ -12,13 +12,13 @@ from distill.errors import UserError
 from distill.metrics import read_metrics
 from distill.models import build_model
 from distill.recipe import IdxSource
-from distill.recipe_file import load_recipe, parse_recipe, resolved_yaml
-from distill.scale_down import SmallData, scale_down
-from distill.scale_down_inputs import SmallImages, random_weights, write_inputs
+from distill.recipe.file import load_recipe, parse_recipe, resolved_yaml
+from distill.rehearsal.scale_down import SmallData, scale_down
+from distill.rehearsal.small_inputs import SmallImages, random_weights, write_inputs
 from distill.stages import run_recipe
 from distill.weights import read_weights
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "mining")
 
 LARGE = """\

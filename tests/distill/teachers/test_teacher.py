@@ -18,7 +18,7 @@ from distill.normalization import normalize
 from distill.parallel import Device
 from distill.recipe import NormalizationSection, TeacherSection
 from distill.student import Student
-from distill.teacher import Teacher, average_logits, freeze
+from distill.teachers.teacher import Teacher, average_logits, freeze
 from distill.weights import write_weights
 
 PLAIN = NormalizationSection(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

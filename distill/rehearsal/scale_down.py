@@ -70,7 +70,7 @@ def scale_down(recipe: Recipe, data: SmallData, inputs: Path) -> Recipe:
         recipe: Any valid one.
         data: What stands for its images.
         inputs: Folder that the small recipe expects its teachers' weights and its soft labels in;
-            `distill.scale_down_inputs.write_inputs` makes the former.
+            `distill.rehearsal.small_inputs.write_inputs` makes the former.
     """
     teachers = [m.file for stage in recipe.stages if stage.teacher is not None for m in stage.teacher.models]
     weights = {path: str(inputs / f"teacher-{n}.safetensors") for n, path in enumerate(dict.fromkeys(teachers))}

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from distill.errors import UserError
-from distill.recipes_index import find_recipe, print_table, read_entries, recipe_files, recipes_folder
+from distill.recipe.index import find_recipe, print_table, read_entries, recipe_files, recipes_folder
 
 EXAMPLE = Path(__file__).with_name("example_recipe.yaml").read_text()
 MEASURED = "measured: {top1: 0.876, source: a test}\n"

@@ -24,10 +24,10 @@ from distill.models import create_model
 from distill.normalization import normalize
 from distill.parallel import Device
 from distill.recipe import NormalizationSection, OnnxTeacher, TeacherSection
-from distill.recipe_file import load_recipe
+from distill.recipe.file import load_recipe
 from distill.stages import run_recipe
-from distill.teacher import Teacher
-from distill.teacher_files import digest_of, open_file_teacher
+from distill.teachers.files import digest_of, open_file_teacher
+from distill.teachers.teacher import Teacher
 from distill.weights import sha256_of, write_weights
 
 onnx = pytest.importorskip("onnx")
@@ -450,6 +450,15 @@ def test_a_live_file_teaches_as_its_network_does(digits, files, taught, tmp_path
         assert losses[kind][0] == pytest.approx(losses["network"][0], rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["onnx", "paddle"])
+def test_a_run_killed_beside_a_live_file_ends_with_the_same_bits(files, taught, train_and_kill, tmp_path, kind):
+    recipe = taught(files[kind], runtime={"checkpoint_every_steps": 2})
+    train_and_kill(recipe, tmp_path / "whole", -1)
+    for kill_at in (3, 2, -1):
+        train_and_kill(recipe, tmp_path / "killed", kill_at)
+    assert student(tmp_path / "whole") == student(tmp_path / "killed")
+
+
 def test_the_stores_key_holds_what_answers_depend_on(files, taught, tmp_path, digits):
     from distill.data.sources import open_sources
 
@@ -483,7 +492,7 @@ def test_the_stores_key_holds_what_answers_depend_on(files, taught, tmp_path, di
 
 
 def test_a_dry_run_says_what_a_file_is_and_what_is_wrong(files, taught, tmp_path, run_cli, monkeypatch):
-    monkeypatch.setattr("distill.rehearsal.SECONDS", 0.1)
+    monkeypatch.setattr("distill.rehearsal.trial.SECONDS", 0.1)
     (tmp_path / "map.txt").write_text("".join(f"{c} {c}\n" for c in range(10)))
     path = taught(files["paddle"] | {"classes": str(tmp_path / "map.txt")})
     run = ("train", path, "--dry-run", "--device", "cpu", "--output", tmp_path / "run")

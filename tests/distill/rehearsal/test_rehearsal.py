@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from distill import rehearsal, rehearsal_report
 from distill.errors import RunError, UserError
 from distill.labels.inventory import Inventory
 from distill.parallel import Device
-from distill.recipe_file import load_recipe
-from distill.rehearsal import Memory, Speed, StageRehearsal, shortened
-from distill.rehearsal_checks import StageCheck, chance_of, check_run
-from distill.rehearsal_report import dry_run, needs
+from distill.recipe.file import load_recipe
+from distill.rehearsal import report, trial
+from distill.rehearsal.checks import StageCheck, chance_of, check_run
+from distill.rehearsal.report import dry_run, needs
+from distill.rehearsal.trial import Memory, Speed, StageRehearsal, shortened
 from distill.signals import Interrupted
 from distill.stages import run_recipe
 from distill.weights import read_weights, sha256_of
@@ -29,7 +29,7 @@ TEACHER = {"name": "ResNet18_vd", "width": 0.125}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(rehearsal, "SECONDS", 0.1)
+    monkeypatch.setattr(trial, "SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_whole_recipe_is_rehearsed_and_nothing_is_left(taught, tmp_path, monke
 def test_measured_figures_are_sound(taught, tmp_path):
     recipe = load_recipe(taught)
     checks = check_run(recipe, tmp_path / "run")
-    pool, classifier = rehearsal.rehearse(recipe, checks, Device("cpu", 2))
+    pool, classifier = trial.rehearse(recipe, checks, Device("cpu", 2))
     for found in (pool, classifier):
         assert 0 < found.computing.images_per_second < 1e6
         assert 0 <= found.computing.data_wait <= 1
@@ -251,9 +251,9 @@ def test_time_with_features_that_are_kept(taught):
 
 def test_a_disk_that_is_too_small(digits, tmp_path, monkeypatch):
     recipe = load_recipe(digits.recipe(tmp_path / "r.yaml"))
-    monkeypatch.setattr(rehearsal_report, "_free_bytes", lambda path: 3000)
+    monkeypatch.setattr(report, "_free_bytes", lambda path: 3000)
     with pytest.raises(UserError, match=r"the disk is too small: 3\.3 kB are needed for run\. Free some space"):
-        rehearsal_report.report(recipe, [checked(sampled=["", ""])], [measured()], Path("run"), Device("cpu", 2))
+        report.report(recipe, [checked(sampled=["", ""])], [measured()], Path("run"), Device("cpu", 2))
 
 
 # --- how it ends --------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_a_signal_leaves_nothing_behind(tmp_path, monkeypatch):
     handler = signal.getsignal(signal.SIGTERM)
     with (
         pytest.raises(Interrupted, match="the dry run was stopped") as error,
-        rehearsal._leaves_nothing_behind() as folder,
+        trial._leaves_nothing_behind() as folder,
     ):
         (folder / "file").write_text("")
         os.kill(os.getpid(), signal.SIGTERM)

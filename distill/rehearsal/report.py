@@ -13,8 +13,8 @@ from distill.models.plan import plan_network
 from distill.models.specs import SPECS
 from distill.parallel import Device, DeviceKind, setup_process
 from distill.recipe import Recipe, Stage
-from distill.rehearsal import Speed, StageRehearsal, rehearse
-from distill.rehearsal_checks import StageCheck, check_run
+from distill.rehearsal.checks import StageCheck, check_run
+from distill.rehearsal.trial import Speed, StageRehearsal, rehearse
 
 
 @dataclass(frozen=True)

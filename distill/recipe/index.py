@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from distill.recipe import AnySource, Recipe, Result
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def find_recipe(name: str, folder: Path | None = None) -> Path:
 
 def read_entries(files: Iterable[Path]) -> list[Entry]:
     """Reads recipes; a file that is not valid becomes an entry without one."""
-    from distill.recipe_file import load_recipe
+    from distill.recipe.file import load_recipe
 
     entries = []
     for file in files:

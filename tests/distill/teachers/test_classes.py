@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import softmax
 
 from distill.errors import UserError
-from distill.teacher_classes import read_class_map
+from distill.teachers.classes import read_class_map
 
 
 @pytest.fixture

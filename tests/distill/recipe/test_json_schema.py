@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from distill.recipe_file import parse_recipe, resolved_yaml
-from distill.recipe_schema import json_schema, schema_text
-from distill.recipe_yaml import read_yaml
-from distill.recipes_index import recipe_files
+from distill.recipe.file import parse_recipe, resolved_yaml
+from distill.recipe.index import recipe_files
+from distill.recipe.json_schema import json_schema, schema_text
+from distill.recipe.yaml_nodes import read_yaml
 
 HERE = Path(__file__).parent
-RECIPES = HERE.parent.parent / "recipes"
+RECIPES = HERE.parents[2] / "recipes"
 EXAMPLE = (HERE / "example_recipe.yaml").read_text()
 VALIDATOR = Draft202012Validator(json_schema())
 

@@ -19,8 +19,8 @@ from distill.models.plan import plan_network, state_shapes
 from distill.models.specs import SPECS
 from distill.recipe import AnySource, AnyTeacher, ModelSection, Recipe, Stage, TeacherModel
 from distill.stages import check_folder
-from distill.teacher import class_map_of
-from distill.teacher_files import digest_of, find_files, open_file_teacher
+from distill.teachers.files import digest_of, find_files, open_file_teacher
+from distill.teachers.teacher import class_map_of
 from distill.weights import load_into, read_weights, sha256_of
 from distill.weights.loading import fit
 

@@ -25,9 +25,9 @@ from distill.models import build_model
 from distill.models.kernels import compute_with
 from distill.parallel import Device
 from distill.recipe import AnySource, Recipe, Stage
-from distill.rehearsal_checks import StageCheck, needs_no_teacher, teacher_bytes
-from distill.scale_down import stand_in
-from distill.scale_down_inputs import random_weights
+from distill.rehearsal.checks import StageCheck, needs_no_teacher, teacher_bytes
+from distill.rehearsal.scale_down import stand_in
+from distill.rehearsal.small_inputs import random_weights
 from distill.signals import Interrupted
 from distill.training import stage_folder, train_stage
 from distill.weights import write_weights

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from distill.errors import UserError, did_you_mean
 from distill.recipe import Recipe, Stage
-from distill.recipe_errors import problems_of
-from distill.recipe_yaml import (
+from distill.recipe.errors import problems_of
+from distill.recipe.yaml_nodes import (
     MAX_BYTES,
     NOT_PLAIN_TEXT,
     Node,
