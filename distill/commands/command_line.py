@@ -15,6 +15,8 @@ import typer
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from distill.recipe import Recipe
 
 
@@ -36,6 +38,13 @@ def require_paddle() -> None:
     from distill.parallel import import_paddle
 
     import_paddle()
+
+
+def console() -> "Console":
+    """Standard output; where nobody looks at its width (a pipe, a file), no line is broken."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=1000)
 
 
 def run_command(

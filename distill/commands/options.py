@@ -52,3 +52,22 @@ WeightsOption = Annotated[
         help="A .safetensors or .pdparams file. Default: the run's student, or the recipe's model.weights.",
     ),
 ]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The run's folder. Default: runs/<the recipe's name>.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the folder from its last checkpoint, or start it.")
+]
+RecordsOption = Annotated[
+    Path, typer.Option("--records", metavar="FILE", help="Where measured accuracies are kept, a JSON object a line.")
+]
+DEFAULT_RECORDS = Path("runs/measured.jsonl")
+ScaleDownDataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scale-down-data",
+        metavar="FOLDER_OR_LIST",
+        help="Images for --scale-down, which it implies: a folder with a sub-folder a class, or an image list with "
+        "labels whose paths are relative to its folder. Default: data/fashion-mnist.",
+    ),
+]
