@@ -1,7 +1,5 @@
 """The command line of `distill`, put together; each command is a file in `distill.commands`."""
 
-# "\b" in a docstring keeps the lines of the examples apart; a raw docstring would not hold it.
-
 import sys
 
 import typer

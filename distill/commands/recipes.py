@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.commands.command_line import console, load_named
-from distill.commands.options import (
-    DebugOption,
-    RecipeArgument,
-    ScaleDownDataOption,
-    SetOption,
-)
+from distill.commands.options import DebugOption, RecipeArgument, ScaleDownDataOption, SetOption
 from distill.errors import UserError
 
 if TYPE_CHECKING:
