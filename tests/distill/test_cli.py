@@ -123,7 +123,7 @@ def test_the_exit_status_tells_whose_error_it_was(run_cli, monkeypatch, error, s
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(cli, "load_named", fails)
+    monkeypatch.setattr("distill.commands.train.load_named", fails)
     found, output, errors = run_cli("train", "x")
     assert (found, output) == (status, "")
     assert errors.endswith(message)
