@@ -413,9 +413,9 @@ def _run_ahead(elements: _Numbered | _Parts, runtime: RuntimeSection) -> Iterato
 
 
 def _why_in_vain(processes: ChildProcesses) -> str | None:
-    """Grain notices a dead process itself, unless it died while it sent a batch: then Grain waits for the rest."""
+    """Grain notices a dead process itself, unless it died while it started or sent a batch: then Grain waits for it."""
     signal = processes.killed_by()
-    return None if signal is None else _death(f"it was ended by signal {signal} while it sent a batch.")
+    return None if signal is None else _death(f"it was ended by signal {signal} while it started or sent a batch.")
 
 
 def _death(reason: str) -> str:

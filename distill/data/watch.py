@@ -1,11 +1,13 @@
 """A reading that hangs, on a dead network disk say, ends as an error that names the file."""
 
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -58,19 +60,43 @@ def slowest_reading() -> str | None:
 
 
 class ChildProcesses:
-    """The processes that this one starts with `multiprocessing` from now on, as far as `killed_by` is asked meanwhile.
+    """The processes that this one starts from now on.
 
-    One that starts and ends between two questions is not noticed.
+    Those of `multiprocessing`, as far as `killed_by` is asked meanwhile, and those that the kernel knows: of one that
+    is killed while it starts `multiprocessing` does not know yet, and the thread that starts it waits for good to hand
+    it its work, for the other end of the pipe is open in this process too.
     """
 
     def __init__(self) -> None:
         self._before = set(multiprocessing.active_children())
         self._started: set[multiprocessing.process.BaseProcess] = set()
+        self._pids_before = _children()
 
     def killed_by(self) -> int | None:
         """The signal that ended one of them, if one was."""
         self._started |= set(multiprocessing.active_children()) - self._before
-        return next((-p.exitcode for p in self._started if p.exitcode is not None and p.exitcode < 0), None)
+        for process in self._started:
+            if process.exitcode is not None and process.exitcode < 0:
+                return -process.exitcode
+        return next(filter(None, map(_signal_that_ended, _children() - self._pids_before)), None)
+
+
+def _children() -> set[int]:
+    """The processes that this one started and whose end nobody has asked for yet, whoever started them."""
+    found = set()
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # the thread has ended
+            found |= {int(pid) for pid in (thread / "children").read_text().split()}
+    return found
+
+
+def _signal_that_ended(pid: int) -> int | None:
+    """Of a child; leaves its end to whoever waits for it."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return ended.si_status if ended is not None and ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED) else None
 
 
 def watched(

@@ -32,6 +32,7 @@ class Pictures:
     def __init__(self, fault):
         self.fault = fault
         self.labels = np.zeros(16, np.int64)
+        self.ballast = bytes(2**20)  # more than a pipe holds: a process that starts must read it
 
     def __len__(self):
         return len(self.labels)
@@ -71,11 +72,11 @@ def read_all(fault, **runtime):
     return sum(len(batch.labels) for batch in loader)
 
 
-def in_a_process(code, *arguments, timeout=100, before=()):
+def in_a_process(code, *arguments, timeout=100, before=(), **environment):
     """Runs code that knows this module; the processes of the loader import it too."""
     program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); from test_hangs import *\n{code}"
     command = [*before, sys.executable, "-W", "ignore", "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | environment)
 
 
 READ = """
@@ -97,13 +98,29 @@ def test_a_reading_that_hangs_is_named(processes, seconds):
     ("fault", "seconds", "message"),
     [
         ("is killed", "60", "error: a process of the loader has died: .*exit code -9.*The last checkpoint is intact"),
-        ("is killed while it sends", "60", "error: a process of the loader has died: .*signal 9 while it sent a batch"),
+        (
+            "is killed while it sends",
+            "60",
+            "error: a process of the loader has died: .*signal 9 while it started or sent",
+        ),
         ("is stopped", "2", r"error: no batch for 4 s .*\(runtime.loader_processes\) answers no more"),
     ],
 )
 def test_a_process_that_dies_or_stops_is_an_error_in_time(fault, seconds, message):
     done = in_a_process(READ, fault, "1", seconds)
     assert done.returncode == 1 and re.search(message, done.stderr)
+
+
+def test_a_process_that_is_killed_before_it_has_its_work_is_an_error_in_time(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if '--multiprocessing-fork' in sys.orig_argv:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = in_a_process(READ, "nothing", "1", "60", PYTHONPATH=path)
+    assert done.returncode == 1
+    assert re.search("error: a process of the loader has died: .*signal 9 while it started or sent", done.stderr)
 
 
 def test_too_little_shared_memory_says_what_to_do():

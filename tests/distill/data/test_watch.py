@@ -86,6 +86,20 @@ def test_a_child_that_a_signal_ended_is_noticed_and_others_are_not():
     assert children.killed_by() == signal.SIGTERM
 
 
+def test_a_child_that_multiprocessing_does_not_know_is_noticed_and_its_end_is_left_to_others():
+    earlier = subprocess.Popen(["sleep", "60"])
+    children = ChildProcesses()
+    ends, sleeps = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
+    earlier.kill()
+    os.waitid(os.P_PID, ends.pid, os.WEXITED | os.WNOWAIT)
+    assert children.killed_by() is None
+    sleeps.kill()
+    os.waitid(os.P_PID, sleeps.pid, os.WEXITED | os.WNOWAIT)
+    assert children.killed_by() == signal.SIGKILL
+    assert [each.wait() for each in (earlier, ends, sleeps)] == [-signal.SIGKILL, 0, -signal.SIGKILL]
+    assert children.killed_by() is None
+
+
 def test_a_child_that_is_killed_between_two_elements_is_noticed(monkeypatch):
     monkeypatch.setattr("distill.data.watch.LAST_WORDS_SECONDS", 0.2)
     release = threading.Event()
