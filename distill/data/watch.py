@@ -62,23 +62,23 @@ def slowest_reading() -> str | None:
 class ChildProcesses:
     """The processes that this one starts from now on.
 
-    Those of `multiprocessing`, as far as `killed_by` is asked meanwhile, and those that the kernel knows: of one that
-    is killed while it starts `multiprocessing` does not know yet, and the thread that starts it waits for good to hand
-    it its work, for the other end of the pipe is open in this process too.
+    Those that the kernel knows, and those of `multiprocessing`, which asks for the ends of its own and forgets them. Of
+    one that is killed while it starts `multiprocessing` does not know yet, and the thread that starts it waits for good
+    to hand it its work, for the other end of the pipe is open in this process too.
     """
 
     def __init__(self) -> None:
+        self._pids_before = _children()
         self._before = set(multiprocessing.active_children())
         self._started: set[multiprocessing.process.BaseProcess] = set()
-        self._pids_before = _children()
 
     def killed_by(self) -> int | None:
         """The signal that ended one of them, if one was."""
+        # The kernel first: active_children() forgets those that have ended since the last question.
+        signal = next(filter(None, map(_signal_that_ended, _children() - self._pids_before)), None)
         self._started |= set(multiprocessing.active_children()) - self._before
-        for process in self._started:
-            if process.exitcode is not None and process.exitcode < 0:
-                return -process.exitcode
-        return next(filter(None, map(_signal_that_ended, _children() - self._pids_before)), None)
+        codes = (process.exitcode for process in self._started)
+        return signal or next((-code for code in codes if code is not None and code < 0), None)
 
 
 def _children() -> set[int]:

@@ -86,6 +86,16 @@ def test_a_child_that_a_signal_ended_is_noticed_and_others_are_not():
     assert children.killed_by() == signal.SIGTERM
 
 
+def test_a_child_that_is_killed_before_the_first_question_is_noticed():
+    children = ChildProcesses()
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert children.killed_by() == signal.SIGKILL
+    child.join()
+
+
 def test_a_child_that_multiprocessing_does_not_know_is_noticed_and_its_end_is_left_to_others():
     earlier = subprocess.Popen(["sleep", "60"])
     children = ChildProcesses()
